@@ -1,0 +1,1 @@
+"""How each published dataset is made again, one module a family."""
