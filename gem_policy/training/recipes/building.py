@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gem_policy._version import __version__
-from gem_policy.errors import DatasetError, DependencyError
+from gem_policy.errors import DatasetError
+from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
 from gem_policy.training.recipes.episodes import Episodes, concatenate
 from gem_policy.training.recipes.recipe import Recipe, References, Shard
 
 Progress = Callable[[int, int], None]
 
 _LIBRARIES = ("gymnasium", "gymnasium-robotics", "minari", "mujoco", "numpy")
-_environment = threading.Lock()
 
 
 def build(
@@ -60,7 +57,7 @@ def build(
     """
     if steps < 1 or workers < 1:
         raise DatasetError(f"`steps` and `workers` must be >= 1, got {steps} and {workers}.")
-    root = _root(root)
+    root = datasets_root() if root is None else root.expanduser()
     target = root / recipe.name
     settings = {"name": recipe.name, "steps": steps, "seed": seed}
     if target.exists():
@@ -147,7 +144,7 @@ def _publish(
     )
     target = root / recipe.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    _describe_namespaces(recipe.name, root)
+    describe_namespaces(recipe.name, root)
     try:
         (stage / recipe.name).rename(target)
     except OSError as error:
@@ -168,7 +165,7 @@ def _write(
     import minari
     from minari.data_collector import EpisodeBuffer
 
-    with _datasets_in(stage), warnings.catch_warnings():
+    with datasets_in(stage), warnings.catch_warnings():
         # Minari advises to name an e-mail address and a link; neither is ours to give.
         warnings.filterwarnings("ignore", category=UserWarning, module="minari")
         dataset = minari.create_dataset_from_buffers(
@@ -206,24 +203,6 @@ def _check_same(target: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _root(root: Path | None) -> Path:
-    try:
-        from minari.storage import get_dataset_path
-    except ImportError as error:
-        raise DependencyError(
-            "Making datasets needs Minari: pip install 'gem-policy[train]'."
-        ) from error
-    return Path(get_dataset_path("")) if root is None else root.expanduser()
-
-
-def _describe_namespaces(dataset_id: str, root: Path) -> None:
-    parts = dataset_id.split("/")[:-1]
-    for depth in range(1, len(parts) + 1):
-        path = root.joinpath(*parts[:depth]) / "namespace_metadata.json"
-        if not path.exists():
-            path.write_text("{}")
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for library in _LIBRARIES:
@@ -232,21 +211,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def _datasets_in(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True)
-    with _environment:
-        before = os.environ.get("MINARI_DATASETS_PATH")
-        os.environ["MINARI_DATASETS_PATH"] = str(folder)
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["MINARI_DATASETS_PATH"]
-            else:
-                os.environ["MINARI_DATASETS_PATH"] = before
-
-
-__all__: Iterable[str] = ("build",)
