@@ -107,9 +107,13 @@ class BehaviorLearner(Learner):
     """Maximum likelihood of the dataset's actions under the behavior mixture."""
 
     def __init__(
-        self, network: NetworkConfig, config: TrainConfig, generator: torch.Generator
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
-        self.model: MixturePolicy = build_behavior(network, generator)
+        self.model: MixturePolicy = build_behavior(network, generator).to(device)
         super().__init__({"behavior": self.model}, config.policy_lr, config.behavior_updates)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -123,27 +127,33 @@ class CriticLearner(Learner):
     """Expectile values and temporal-difference critics, every member on its own targets."""
 
     def __init__(
-        self, network: NetworkConfig, config: TrainConfig, generator: torch.Generator
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
         self.config = config
-        self.critics: CriticEnsemble = build_critics(network, generator)
-        self.values: ValueEnsemble = build_values(network, generator)
-        self.target: CriticEnsemble = build_critics(network, generator)
-        self.target.load_state_dict(self.critics.state_dict())
+        self.critics: CriticEnsemble = build_critics(network, generator).to(device)
+        self.values: ValueEnsemble = build_values(network, generator).to(device)
+        self.target: ValueEnsemble = build_values(network, generator).to(device)
+        self.target.load_state_dict(self.values.state_dict())
         self.target.requires_grad_(False)
         modules = {"critic": self.critics, "value": self.values}
         super().__init__(modules, config.critic_lr, config.critic_updates)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """IQL's two losses, per member."""
-        actions = batch.actions.unsqueeze(-2)
+        """IQL's two losses, per member.
+
+        The slow copy is of the state values that the critics bootstrap from, not of the critics as
+        in IQL: it breaks the same loop, and saves evaluating a second critic ensemble.
+        """
         with torch.no_grad():
-            target = self.target(batch.observations, actions).squeeze(-1)
-            next_value = self.values(batch.next_observations)
-        value = self.values(batch.observations)
-        fit = expectile_loss(target, value, self.config.expectile)
-        q = self.critics(batch.observations, actions).squeeze(-1)
+            next_value = self.target(batch.next_observations)
+        q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         error = critic_loss(q, batch.rewards, batch.continues, next_value, self.config.discount)
+        value = self.values(batch.observations)
+        fit = expectile_loss(q.detach(), value, self.config.expectile)
         metrics = {
             "critic/value_loss": fit.loss.detach(),
             "critic/value": fit.value,
@@ -156,10 +166,10 @@ class CriticLearner(Learner):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the target critics a little towards the critics."""
+        """Move the target values a little towards the values."""
         torch._foreach_lerp_(
             list(self.target.parameters()),
-            list(self.critics.parameters()),
+            list(self.values.parameters()),
             self.config.target_rate,
         )
 
@@ -172,8 +182,8 @@ class CriticLearner(Learner):
     def advantage(
         self, observations: Float[Tensor, "batch obs"], actions: Float[Tensor, "batch action"]
     ) -> Float[Tensor, " batch"]:
-        """``mean_e [Q_e(s, a) - V_e(s)]`` by the target critics, in scaled reward."""
-        q = self.target(observations, actions.unsqueeze(-2)).squeeze(-1)
+        """``mean_e [Q_e(s, a) - V_e(s)]``, in scaled reward."""
+        q = self.critics(observations, actions.unsqueeze(-2)).squeeze(-1)
         difference: Tensor = q - self.values(observations)
         return difference.mean(0)
 
@@ -182,10 +192,14 @@ class ActorLearner(Learner):
     """Critic-guided, advantage-weighted EM on the actor's mixture."""
 
     def __init__(
-        self, network: NetworkConfig, config: TrainConfig, generator: torch.Generator
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
         self.config = config
-        self.model: MixturePolicy = build_actor(network, generator)
+        self.model: MixturePolicy = build_actor(network, generator).to(device)
         super().__init__({"actor": self.model}, config.policy_lr, config.actor_updates)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
