@@ -39,6 +39,7 @@ LEVELS = {
     "training.dataset": 4,
     "training.losses": 4,
     "training.recipes": 4,
+    "environments": 5,
     "evaluate": 5,
     "sb3": 5,
     "training.trainer": 5,
@@ -52,7 +53,7 @@ FORBIDDEN_EDGES = {("scoring", "networks")}  # a rule sees numbers, never a netw
 
 EXTRAS = {"gymnasium_robotics", "minari", "mujoco", "stable_baselines3"}
 OPTIONAL = EXTRAS | {"h5py", "huggingface_hub", "matplotlib", "pyarrow", "scipy", "tensorboard"}
-LAZY = {"cli", "evaluate", "sb3"}  # deployment modules that may import EXTRAS inside functions
+LAZY = {"cli", "environments", "evaluate", "sb3"}  # may import EXTRAS, inside functions
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 CODE_CARRIERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
