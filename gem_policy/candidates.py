@@ -76,10 +76,11 @@ def propose(
     else:
         means, draws = 0, count
         shape = (*order.shape[:-1], draws)
-        make = {"generator": generator, "device": order.device, "dtype": mixture.mean.dtype}
-        uniform = torch.rand(shape, **make)
-        normal = torch.randn((*shape, mixture.mean.shape[-1]), **make)
-    component, actions = order[..., :means], None
+        device, dtype = order.device, mixture.mean.dtype
+        uniform = torch.rand(shape, generator=generator, device=device, dtype=dtype)
+        shape = (*shape, mixture.mean.shape[-1])
+        normal = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    component = order[..., :means]
     if draws:
         drawn = _components(mixture, order, uniform)
         component = torch.cat((component, drawn), dim=-1)

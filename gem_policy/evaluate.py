@@ -179,7 +179,7 @@ def rollout(
                 progress()
 
         returns, lengths = evaluate_policy(
-            predictor,  # type: ignore[arg-type]  # the protocol names Dict observations narrower
+            predictor,
             venv,
             n_eval_episodes=episodes,
             deterministic=deterministic,

@@ -275,11 +275,13 @@ class GEMPolicy(Predictor):
 
     def mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The actor's mixture for observations in environment units (normalized actions)."""
-        return self.actor(self.normalizer.apply(observations))
+        mixture: GaussianMixture = self.actor(self.normalizer.apply(observations))
+        return mixture
 
     def behavior_mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The behavior model's mixture for observations in environment units."""
-        return self.behavior(self.normalizer.apply(observations))
+        mixture: GaussianMixture = self.behavior(self.normalizer.apply(observations))
+        return mixture
 
     def __repr__(self) -> str:
         """One line: what it was trained on, where it computes and how it selects."""

@@ -52,11 +52,12 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
         torch.as_tensor(dataset.action_space.low, dtype=torch.float32),
         torch.as_tensor(dataset.action_space.high, dtype=torch.float32),
     )
-    parts = (
-        _replay(part.transitions, normalizer, scaler, config, device)
-        for part in (training, held_out)
+    return Prepared(
+        training=_replay(training.transitions, normalizer, scaler, config, device),
+        held_out=_replay(held_out.transitions, normalizer, scaler, config, device),
+        normalizer=normalizer,
+        scaler=scaler,
     )
-    return Prepared(*parts, normalizer, scaler)
 
 
 def _replay(
