@@ -120,7 +120,6 @@ def fit(
     made = export(dataset, prepared, learners, net, selection or SelectionConfig(), provenance)
     path = out / files.WEIGHTS_FILE
     files.save(made, path)
-    (out / STATE_FILE).unlink(missing_ok=True)
     return path
 
 
