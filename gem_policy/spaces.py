@@ -219,9 +219,7 @@ def _get(observation: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     return value
 
 
-def _unknown(
-    observation: Mapping[str, Any], known: Mapping[str, spaces.Space[Any]]
-) -> list[str]:
+def _unknown(observation: Mapping[str, Any], known: Mapping[str, spaces.Space[Any]]) -> list[str]:
     """Paths of the entries that are not among the known ones, all of which are there."""
     names = [str(key) for key in observation if key not in known]
     for key, child in known.items():
