@@ -1,0 +1,274 @@
+"""One safetensors file with everything that deployment needs, read strictly and written atomically.
+
+The file holds the tensors of actor, behavior model and critics, the observation statistics, the
+action bounds and the calibration of the behavior density, and one metadata key, ``gem_policy``,
+with a JSON document: format version, settings, spaces and provenance. One key only, because
+safetensors orders several differently from process to process and equal checkpoints should be
+equal files. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from gem_policy import spaces as space_json
+from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
+from gem_policy.errors import CheckpointError, GEMError
+from gem_policy.networks import build_actor, build_behavior, build_critics
+
+FORMAT_VERSION = 1
+METADATA_KEY = "gem_policy"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CALIBRATION_POINTS = 1001
+
+# How to turn the document of format version v into that of v + 1, by v.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy is: its networks, its spaces and how it selects actions by default."""
+
+    network: NetworkConfig
+    selection: SelectionConfig
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Box
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy as data.
+
+    Attributes:
+        config: Networks, default selection settings and spaces.
+        tensors: Every tensor, by name; see `expected_shapes`.
+        provenance: JSON object: dataset, recipe, environment, training settings, library
+            versions, reference scores and measured returns, as far as they are known.
+    """
+
+    config: PolicyConfig
+    tensors: Mapping[str, Tensor]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def expected_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint with this config must hold."""
+    with torch.device("meta"):
+        modules = {
+            "actor": build_actor(config.network),
+            "behavior": build_behavior(config.network),
+            "critic": build_critics(config.network),
+        }
+    shapes = {
+        f"{name}.{key}": tuple(value.shape)
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    observation, action = (config.network.observation_size,), (config.network.action_size,)
+    shapes |= {"observation.mean": observation, "observation.std": observation}
+    shapes |= {"action.low": action, "action.high": action}
+    shapes["calibration.log_behavior"] = (CALIBRATION_POINTS,)
+    return shapes
+
+
+def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The JSON document of a checkpoint."""
+    config = checkpoint.config
+    return {
+        "format_version": FORMAT_VERSION,
+        "network": dataclasses.asdict(config.network),
+        "selection": dataclasses.asdict(config.selection),
+        "observation_space": space_json.to_json(config.observation_space),
+        "action_space": space_json.to_json(config.action_space),
+        "provenance": dict(checkpoint.provenance),
+    }
+
+
+def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, Any]]:
+    """Config and provenance from a checkpoint's JSON document, of this or an older format.
+
+    Raises:
+        CheckpointError: It is no such document, is of a newer format, or is inconsistent.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
+        raise CheckpointError(f"{source} is no gem-policy checkpoint: it has no format version.")
+    version = document["format_version"]
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source} has format version {version}, this gem-policy reads up to "
+            f"{FORMAT_VERSION}. Upgrade: pip install --upgrade gem-policy"
+        )
+    for old in range(version, FORMAT_VERSION):
+        if old not in MIGRATIONS:
+            raise CheckpointError(f"{source} has the unknown format version {version}.")
+        document = MIGRATIONS[old](document)
+    try:
+        network = from_mapping(NetworkConfig, document["network"], "network")
+        selection = from_mapping(SelectionConfig, document["selection"], "selection")
+        observation_space = space_json.from_json(document["observation_space"])
+        action_space = space_json.action_box(space_json.from_json(document["action_space"]))
+        sizes = (space_json.observation_size(observation_space), action_space.shape[0])
+        provenance = document["provenance"]
+    except (GEMError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} has an unreadable description: {error}") from error
+    if sizes != (network.observation_size, network.action_size):
+        raise CheckpointError(
+            f"{source} contradicts itself: its spaces have (observation, action) sizes {sizes}, "
+            f"its networks {(network.observation_size, network.action_size)}."
+        )
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{source} has a provenance that is no JSON object.")
+    return PolicyConfig(network, selection, observation_space, action_space), provenance
+
+
+def check_tensors(config: PolicyConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise one `CheckpointError` that lists everything wrong with the tensors."""
+    expected = expected_shapes(config)
+    problems = [f"missing: {name}" for name in expected if name not in tensors]
+    problems += [f"not expected: {name}" for name in sorted(tensors) if name not in expected]
+    for name in sorted(set(expected) & set(tensors)):
+        tensor = tensors[name]
+        if tuple(tensor.shape) != expected[name]:
+            problems.append(f"{name}: shape {tuple(tensor.shape)}, expected {expected[name]}")
+        elif tensor.dtype != torch.float32:
+            problems.append(f"{name}: dtype {tensor.dtype}, expected torch.float32")
+        elif not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{name}: has NaN or infinite values")
+        elif name == "observation.std" and not bool((tensor > 0).all()):
+            problems.append(f"{name}: must be positive")
+    if not problems:
+        low, high = tensors["action.low"].numpy(), tensors["action.high"].numpy()
+        box = config.action_space
+        if not ((low == box.low).all() and (high == box.high).all()):
+            problems.append("action.low, action.high: differ from the action space")
+        if bool((tensors["calibration.log_behavior"].diff() < 0).any()):
+            problems.append("calibration.log_behavior: must not fall")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{source} does not hold what its settings call for:\n  {listed}\n"
+            "Get the file again, or save it again with the gem-policy that made it."
+        )
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint as one file, atomically: it is there in whole, or not at all.
+
+    Raises:
+        CheckpointError: The tensors do not fit the config, or the file cannot be written.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+    check_tensors(checkpoint.config, tensors, "The policy to save")
+    text = json.dumps(to_document(checkpoint), sort_keys=True, allow_nan=False)
+    write_atomically(path, serialize(tensors, metadata={METADATA_KEY: text}))
+
+
+def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the Hugging Face layout: ``model.safetensors`` and its description, ``config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(checkpoint, folder / WEIGHTS_FILE)
+    text = json.dumps(to_document(checkpoint), sort_keys=True, indent=1, allow_nan=False)
+    write_atomically(folder / CONFIG_FILE, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write next to the target, flush to disk, then rename.
+
+    Raises:
+        CheckpointError: No such folder, no permission, disk full; the old file is untouched.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's is private; a checkpoint is an ordinary file
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise CheckpointError(f"Could not write {path}: {error}. Nothing was changed.") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint from a file, or from a folder with ``model.safetensors``, to the CPU.
+
+    Raises:
+        CheckpointError: Not there, damaged, of a newer format, or not exactly what its settings
+            call for; every missing, extra, mis-shaped and non-finite tensor is listed.
+    """
+    file, sidecar = path, None
+    if path.is_dir():
+        file, config = path / WEIGHTS_FILE, path / CONFIG_FILE
+        if config.is_file():
+            sidecar = _read_json(config)
+    if not file.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint at {file}. Give a .safetensors file, a folder with "
+            f"{WEIGHTS_FILE}, or one of the names that `gem-policy list` shows."
+        )
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as opened:
+            document = _document(opened.metadata(), sidecar, file)
+            config_, provenance = from_document(document, str(file))
+            expected = expected_shapes(config_)
+            # Shapes come from the header: a hostile file is refused before it costs memory.
+            names = set(opened.keys())
+            tensors = {
+                name: opened.get_tensor(name)
+                if tuple(opened.get_slice(name).get_shape()) == expected.get(name)
+                else torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                for name in names
+            }
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or no safetensors file: {error}. Get it again."
+        ) from error
+    check_tensors(config_, tensors, str(file))
+    return Checkpoint(config_, tensors, provenance)
+
+
+def _document(metadata: Mapping[str, str] | None, sidecar: Any, file: Path) -> Any:
+    """The description inside the file, or beside it where other tools dropped the inner one."""
+    inner = (metadata or {}).get(METADATA_KEY)
+    if inner is None:
+        if sidecar is None:
+            raise CheckpointError(
+                f"{file} is a safetensors file, but no gem-policy checkpoint: it has no "
+                f"{METADATA_KEY!r} metadata and there is no {CONFIG_FILE} beside it."
+            )
+        return sidecar
+    try:
+        document = json.loads(inner)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"The description inside {file} is no JSON: {error}.") from error
+    if sidecar is not None and sidecar != document:
+        raise CheckpointError(
+            f"{file} and the {CONFIG_FILE} beside it disagree. Delete {CONFIG_FILE} to use what "
+            "the file says; settings are changed by arguments of `load`, not by editing it."
+        )
+    return document
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}.") from error

@@ -1,0 +1,162 @@
+"""Frozen, validated settings: what the networks are, and how an action is selected."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gem_policy.errors import ConfigError
+
+T = TypeVar("T")
+
+VALUE_SCALES = ("raw", "standardized")
+BOUNDS = ("lower", "paired")
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise a `ConfigError` that names the setting, the value got and what was expected."""
+    if not condition:
+        raise ConfigError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def require_number(name: str, value: object, expected: str, low: float, high: float) -> None:
+    """`require` for a finite number within [low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(number and math.isfinite(value) and low <= value <= high, name, value, expected)  # type: ignore[arg-type,operator]
+
+
+def require_count(name: str, value: object, low: int = 1) -> None:
+    """`require` for an integer of at least ``low``."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= low, name, value, f"an integer >= {low}")  # type: ignore[operator]
+
+
+def from_mapping(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Build a config dataclass from a JSON object; unknown or missing keys are named.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value is refused by the dataclass.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ConfigError(
+            f"{where}: unknown settings {unknown}, missing settings {missing}; "
+            f"known ones are {sorted(fields)}."
+        )
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return kind(**lists)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the actor, behavior model and critics. Our choices: the paper's are not public.
+
+    Attributes:
+        observation_size: Length of the flattened observation.
+        action_size: Length of the action.
+        actor_components: K of the actor.
+        behavior_components: K of the behavior model.
+        critics: E, independent members of the critic ensemble.
+        actor_hidden: Widths of the actor's hidden layers.
+        behavior_hidden: Widths of the behavior model's hidden layers.
+        critic_hidden: Widths of every critic's hidden layers.
+        critic_layer_norm: LayerNorm before each critic activation; see DESIGN.md for why.
+        min_std: Smallest standard deviation of a component, in normalized action units.
+        max_std: Largest standard deviation of a component, in normalized action units.
+    """
+
+    observation_size: int
+    action_size: int
+    actor_components: int = 5
+    behavior_components: int = 5
+    critics: int = 4
+    actor_hidden: tuple[int, ...] = (256, 256)
+    behavior_hidden: tuple[int, ...] = (256, 256)
+    critic_hidden: tuple[int, ...] = (256, 256)
+    critic_layer_norm: bool = True
+    min_std: float = 0.05
+    max_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "observation_size",
+            "action_size",
+            "actor_components",
+            "behavior_components",
+            "critics",
+        ):
+            require_count(name, getattr(self, name))
+        for name in ("actor_hidden", "behavior_hidden", "critic_hidden"):
+            widths = getattr(self, name)
+            fine = isinstance(widths, tuple) and len(widths) >= 1
+            require(fine, name, widths, "a non-empty tuple of layer widths")
+            for width in widths:
+                require_count(name, width)
+        require(
+            isinstance(self.critic_layer_norm, bool),
+            "critic_layer_norm",
+            self.critic_layer_norm,
+            "True or False",
+        )
+        require_number("min_std", self.min_std, "a number in [1e-6, 10]", 1e-6, 10)
+        require_number("max_std", self.max_std, "a number in [1e-6, 100]", 1e-6, 100)
+        require(
+            self.max_std > self.min_std, "max_std", self.max_std, f"above min_std={self.min_std}"
+        )
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """The run-time knobs of a policy; all can change after loading, none needs retraining.
+
+    Attributes:
+        candidates: N, actions proposed per observation. The budget.
+        kappa: Pessimism: standard deviations of the ensemble below its mean.
+        support_weight: lambda, weight of the standardized log-density of the behavior model.
+        value_scale: ``"standardized"``: the bound is also standardized within the state's own
+            candidates, so that one lambda serves tasks of any reward scale. ``"raw"``: it is not,
+            which is the abstract's formula to the letter.
+        temperature: 0 takes the best candidate; above 0, ``predict(deterministic=False)`` draws
+            from softmax(score / temperature).
+        bound: ``"lower"``: mean - kappa * std of the members' values. ``"paired"``: the same of
+            each member's *difference* to its value of candidate 0, the actor's mode, which
+            cancels what is common to all actions of the state (our choice, not the paper's).
+        proposal_scale: Factor on the components' standard deviations when candidates are drawn.
+    """
+
+    candidates: int = 32
+    kappa: float = 1.0
+    support_weight: float = 1.0
+    value_scale: str = "standardized"
+    temperature: float = 0.0
+    bound: str = "lower"
+    proposal_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_count("candidates", self.candidates)
+        require_number("kappa", self.kappa, "a finite number >= 0", 0, math.inf)
+        require_number("support_weight", self.support_weight, "a finite number >= 0", 0, math.inf)
+        require_number("temperature", self.temperature, "a finite number >= 0", 0, math.inf)
+        require_number("proposal_scale", self.proposal_scale, "a finite number >= 0", 0, math.inf)
+        require(
+            self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
+        )
+        require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")
+
+    def replace(self, **changes: Any) -> SelectionConfig:
+        """The same settings with some changed; an unknown name raises `ConfigError`."""
+        unknown = sorted(set(changes) - {f.name for f in dataclasses.fields(self)})
+        if unknown:
+            known = [f.name for f in dataclasses.fields(self)]
+            raise ConfigError(f"Unknown selection settings {unknown}; known ones are {known}.")
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,212 @@
+"""The networks: a mixture head for actor and behavior model, stacked ensembles for the values.
+
+Ensemble members share no parameter. Their weights are stacked along the first axis, so that E
+members are one batched matrix product and one contiguous tensor in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gem_policy.config import NetworkConfig
+from gem_policy.mixture import GaussianMixture
+
+
+def _uniform(shape: Sequence[int], fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
+    """Uniform in +-1/sqrt(fan_in): the range of torch's own linear layers."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+
+
+class MixturePolicy(nn.Module):
+    """Conditional Gaussian mixture: normalized observation to K weighted diagonal Gaussians.
+
+    Means pass through tanh and so stay in the action box; standard deviations stay within
+    [min_std, max_std] by a sigmoid in log space (both our choice). The means' biases start spread
+    out, because components that start together stay together.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        components: int,
+        hidden: Sequence[int],
+        min_std: float,
+        max_std: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.components = components
+        self.action_size = action_size
+        self.log_std_low = math.log(min_std)
+        self.log_std_range = math.log(max_std) - self.log_std_low
+        sizes = [observation_size, *hidden, components * (1 + 2 * action_size)]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.weights = nn.ParameterList(_uniform((o, i), i, generator) for i, o in pairs)
+        self.biases = nn.ParameterList(_uniform((o,), i, generator) for i, o in pairs)
+        spread = torch.rand(components, action_size, generator=generator) * 2 - 1
+        if components > 1:
+            with torch.no_grad():
+                start, stop = components, components * (1 + action_size)
+                self.biases[-1][start:stop] = spread.flatten()
+
+    def forward(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
+        """The mixture for every observation (normalized units)."""
+        x = observations
+        last = len(self.weights) - 1
+        for layer in range(last):
+            x = F.relu(F.linear(x, self.weights[layer], self.biases[layer]))
+        x = F.linear(x, self.weights[last], self.biases[last])
+        return self.mixture(x)
+
+    def mixture(self, head: Float[Tensor, "*batch outputs"]) -> GaussianMixture:
+        """Read the last layer's outputs as logits, means and log standard deviations."""
+        k, a = self.components, self.action_size
+        logits, mean, spread = head.split([k, k * a, k * a], dim=-1)
+        shape = (*head.shape[:-1], k, a)
+        log_std = self.log_std_low + self.log_std_range * torch.sigmoid(spread)
+        return GaussianMixture(logits, torch.tanh(mean).reshape(shape), log_std.reshape(shape))
+
+
+class Ensemble(nn.Module):
+    """E independent multilayer perceptrons with one output each, as stacked weights.
+
+    Args:
+        members: E.
+        inputs: Input width.
+        hidden: Hidden widths, the same for every member.
+        layer_norm: Normalize every hidden layer before its activation. Without a gain and a shift
+            of its own: the layer's bias before, and the next layer after it, do that work.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        layer_norm: bool,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.members = members
+        self.layer_norm = layer_norm
+        sizes = [inputs, *hidden, 1]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.weights = nn.ParameterList(_uniform((members, i, o), i, generator) for i, o in pairs)
+        self.biases = nn.ParameterList(_uniform((members, 1, o), i, generator) for i, o in pairs)
+
+    def after_first(self, x: Float[Tensor, "members rows hidden"]) -> Float[Tensor, "members rows"]:
+        """Everything after the first linear map, whose output ``x`` is."""
+        for layer in range(1, len(self.weights)):
+            if self.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            x = torch.baddbmm(self.biases[layer], F.relu(x), self.weights[layer])
+        return x.squeeze(-1)
+
+
+class CriticEnsemble(Ensemble):
+    """Q_1..Q_E: values of actions, in units of (scaled) reward."""
+
+    def __init__(
+        self,
+        members: int,
+        observation_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        layer_norm: bool,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(members, observation_size + action_size, hidden, layer_norm, generator)
+        self.observation_size = observation_size
+
+    def forward(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch candidates action"],
+    ) -> Float[Tensor, "members *batch candidates"]:
+        """Value of every candidate by every member.
+
+        The observation's share of the first layer is computed once per state, not per candidate.
+        """
+        *batch, count, _ = actions.shape
+        rows = math.prod(batch)
+        split = self.observation_size
+        weight, members = self.weights[0], self.members
+        state = observations.reshape(1, rows, split).expand(members, rows, split)
+        state = torch.baddbmm(self.biases[0], state, weight[:, :split])
+        action = actions.reshape(1, rows * count, -1).expand(members, rows * count, -1)
+        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, -1)
+        x = (x + state.unsqueeze(2)).reshape(members, rows * count, -1)
+        return self.after_first(x).reshape(members, *batch, count)
+
+
+class ValueEnsemble(Ensemble):
+    """V_1..V_E: values of states; needed by the trainer only."""
+
+    def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, members * batch]:
+        """Value of every state by every member."""
+        batch = observations.shape[:-1]
+        rows = observations.reshape(1, math.prod(batch), -1).expand(self.members, -1, -1)
+        x = torch.baddbmm(self.biases[0], rows, self.weights[0])
+        return self.after_first(x).reshape(self.members, *batch)
+
+
+def build_actor(config: NetworkConfig, generator: torch.Generator | None = None) -> MixturePolicy:
+    """The actor that a config describes, freshly initialized."""
+    return MixturePolicy(
+        config.observation_size,
+        config.action_size,
+        config.actor_components,
+        config.actor_hidden,
+        config.min_std,
+        config.max_std,
+        generator,
+    )
+
+
+def build_behavior(
+    config: NetworkConfig, generator: torch.Generator | None = None
+) -> MixturePolicy:
+    """The behavior model's network that a config describes, freshly initialized."""
+    return MixturePolicy(
+        config.observation_size,
+        config.action_size,
+        config.behavior_components,
+        config.behavior_hidden,
+        config.min_std,
+        config.max_std,
+        generator,
+    )
+
+
+def build_critics(
+    config: NetworkConfig, generator: torch.Generator | None = None
+) -> CriticEnsemble:
+    """The critic ensemble that a config describes, freshly initialized."""
+    return CriticEnsemble(
+        config.critics,
+        config.observation_size,
+        config.action_size,
+        config.critic_hidden,
+        config.critic_layer_norm,
+        generator,
+    )
+
+
+def build_values(config: NetworkConfig, generator: torch.Generator | None = None) -> ValueEnsemble:
+    """The state-value ensemble that a config describes, freshly initialized."""
+    return ValueEnsemble(
+        config.critics,
+        config.observation_size,
+        config.critic_hidden,
+        config.critic_layer_norm,
+        generator,
+    )

@@ -1,0 +1,317 @@
+"""GEMPolicy: a loaded checkpoint that acts.
+
+Source of the rule: GEM (arXiv 2603.23232, abstract): draw N candidates from the actor, score each
+with the critics' lower confidence bound plus the weighted, standardized log-density of the behavior
+model, take the best.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gem_policy import checkpoint as files
+from gem_policy import pretrained
+from gem_policy.candidates import CandidateSet, propose
+from gem_policy.checkpoint import Checkpoint, PolicyConfig
+from gem_policy.config import SelectionConfig
+from gem_policy.errors import CheckpointError, ConfigError, SpaceError
+from gem_policy.explanation import Explanation
+from gem_policy.hub import download
+from gem_policy.mixture import GaussianMixture
+from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.normalize import ActionScaler, ObservationNormalizer
+from gem_policy.predictor import Predictor
+from gem_policy.scoring import rule_of
+from gem_policy.selection import Decision, select, usable_scores
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU; anything else is taken at its word.
+
+    Raises:
+        ConfigError: CUDA was asked for and is absent, or there is no such device.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"Device {str(device)!r} cannot be used here ({error}). Use device='auto' or 'cpu'; "
+            "for CUDA, install a torch build with CUDA and check torch.cuda.is_available()."
+        ) from error
+    return chosen
+
+
+def resolve(source: str | Path) -> Path:
+    """The local file or folder behind a shipped name, a path, or ``hf://org/repo``.
+
+    Raises:
+        CheckpointError: It is none of them; the message has the closest name.
+    """
+    text = str(source)
+    if text.startswith("hf://"):
+        return download(text)
+    if text in pretrained.names():
+        return pretrained.path(text)
+    if Path(source).exists():
+        return Path(source)
+    if text.endswith(".safetensors") or "/" in text or "\\" in text:
+        raise CheckpointError(f"There is no file or folder {text!r}.")
+    names = pretrained.names()
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise CheckpointError(
+        f"There is no shipped policy {text!r}, and no such file or folder. {hint}"
+        f"Shipped are {list(names)}; a hub repository is written hf://org/repo."
+    )
+
+
+class GEMPolicy(Predictor):
+    """A policy ready to act: networks, spaces, units and the selection settings.
+
+    Made by `load`; `selection` may be changed at any time. See `predict` (numpy, SB3's contract),
+    `decide` (tensors) and `explain`.
+
+    Args:
+        checkpoint: The policy as data.
+        device: Where to compute.
+        selection: Selection settings; None for the checkpoint's own.
+        seed: Seed of the generator behind ``deterministic=False``.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        selection: SelectionConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        config = checkpoint.config
+        super().__init__(config.observation_space, config.action_space, device, seed)
+        self.config: PolicyConfig = config
+        self.provenance: Mapping[str, Any] = checkpoint.provenance
+        self._tensors = {k: v.to(device) for k, v in checkpoint.tensors.items()}
+        with torch.device("meta"):
+            self.actor = build_actor(config.network)
+            self.behavior = build_behavior(config.network)
+            self.critics = build_critics(config.network)
+        for name in ("actor", "behavior", "critic"):
+            module = self.critics if name == "critic" else getattr(self, name)
+            own = {
+                k.removeprefix(f"{name}."): v
+                for k, v in self._tensors.items()
+                if k.startswith(f"{name}.")
+            }
+            module.load_state_dict(own, strict=True, assign=True)
+            module.requires_grad_(False).eval()
+        self.normalizer = ObservationNormalizer(
+            self._tensors["observation.mean"], self._tensors["observation.std"]
+        )
+        self.scaler = ActionScaler(self._tensors["action.low"], self._tensors["action.high"])
+        self.calibration = self._tensors["calibration.log_behavior"]
+        self.selection = config.selection if selection is None else selection
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        **selection: Any,
+    ) -> GEMPolicy:
+        """Load a policy by shipped name, file, folder or ``hf://org/repo``.
+
+        Args:
+            source: What to load.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+            seed: Seed of the generator behind ``deterministic=False``.
+            **selection: Changes to the stored selection settings, such as ``candidates=128``;
+                the names are `SelectionConfig`'s.
+
+        Raises:
+            CheckpointError: Nothing there, or it is damaged or of a newer format.
+            ConfigError: A selection setting is unknown or out of range, or no such device.
+        """
+        where = choose_device(device)
+        checkpoint = files.load(resolve(source))
+        return cls(checkpoint, where, checkpoint.config.selection.replace(**selection), seed)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the policy with its present selection settings; load gives the same decisions.
+
+        A path that ends in ``.safetensors`` becomes one file, any other a folder in the Hugging
+        Face layout.
+
+        Raises:
+            CheckpointError: The file cannot be written; what was there before is untouched.
+        """
+        path = Path(path)
+        checkpoint = self.to_checkpoint()
+        if path.suffix == ".safetensors":
+            files.save(checkpoint, path)
+        else:
+            files.save_folder(checkpoint, path)
+        return path
+
+    def to_checkpoint(self) -> Checkpoint:
+        """The policy as data, with its present selection settings as the default ones."""
+        config = PolicyConfig(
+            self.config.network, self.selection, self.observation_space, self.action_space
+        )
+        return Checkpoint(config, self._tensors, self.provenance)
+
+    @property
+    def selection(self) -> SelectionConfig:
+        """How actions are selected; assign a changed copy at any time."""
+        return self._selection
+
+    @selection.setter
+    def selection(self, settings: SelectionConfig) -> None:
+        if not isinstance(settings, SelectionConfig):
+            raise ConfigError(
+                f"`selection` must be a SelectionConfig, got {type(settings).__name__}. "
+                "Write policy.selection = policy.selection.replace(candidates=16)."
+            )
+        self._selection = settings
+        self._rule = rule_of(settings)
+
+    def candidates(
+        self,
+        normalized: Float[Tensor, "*batch obs"],
+        count: int,
+        generator: torch.Generator | None = None,
+    ) -> CandidateSet:
+        """N candidates with their values and densities, for normalized observations."""
+        actions, component = propose(
+            self.actor(normalized), count, generator, self._selection.proposal_scale
+        )
+        return self.evaluate(normalized, actions, component)
+
+    def evaluate(
+        self,
+        normalized: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch candidates action"],
+        component: Tensor,
+    ) -> CandidateSet:
+        """Values and densities of given actions, all in normalized units."""
+        q = self.critics(normalized, actions)
+        log_behavior = self.behavior(normalized).log_prob(actions)
+        return CandidateSet(actions, component, q, log_behavior)
+
+    @torch.inference_mode()
+    def decide(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        generator: torch.Generator | None = None,
+    ) -> Decision:
+        """Choose actions: tensors in, tensors out, on the policy's device.
+
+        Args:
+            observations: Flattened observations in environment units, any batch axes.
+            generator: On the policy's device: fresh candidates, and at a temperature above 0 a
+                draw among them. None: the deterministic candidate set and its best.
+
+        Returns:
+            The decision with everything it was made from. Rows of a batch agree with single
+            calls up to float rounding; `predict` makes that exact on the CPU.
+
+        Raises:
+            SpaceError: The last axis is not the observation's length.
+        """
+        size = self.config.network.observation_size
+        if observations.shape[-1:] != (size,):
+            raise SpaceError(
+                f"`decide` takes flattened observations of shape (*batch, {size}), got "
+                f"{tuple(observations.shape)}. `predict` takes environment observations."
+            )
+        normalized = self.normalizer.apply(observations.to(self.device, torch.float32))
+        candidates = self.candidates(normalized, self._selection.candidates, generator)
+        scores = usable_scores(candidates, self._rule(candidates))
+        temperature = 0.0 if generator is None else self._selection.temperature
+        index = select(scores, temperature, generator)
+        wide = index[..., None, None].expand(*index.shape, 1, candidates.actions.shape[-1])
+        chosen = torch.gather(candidates.actions, -2, wide).squeeze(-2)
+        supported = torch.isfinite(scores).any(-1)
+        return Decision(self.scaler.invert(chosen), index, scores, supported, candidates)
+
+    def act(
+        self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch action"]:
+        """The action of `decide`."""
+        return self.decide(rows, generator).action
+
+    def explain(self, observation: Any) -> Explanation:
+        """Every candidate for one observation, best first: where it came from and why it ranks so.
+
+        Raises:
+            SpaceError: A batch was given, or the observation is not one of the space.
+        """
+        array, batched = self._reader.read(observation)
+        if batched and array.shape[0] != 1:
+            raise SpaceError(f"`explain` takes one observation, got a batch of {array.shape[0]}.")
+        decision = self.decide(torch.from_numpy(array[0]).to(self.device))
+        actions = self.scaler.invert(decision.candidates.actions)
+        percentile = self.support_percentile(decision.candidates.log_behavior)
+        return Explanation.of(decision, actions, percentile, self._selection)
+
+    def support_percentile(self, log_behavior: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Share of the dataset's own (held-out) actions that are less likely, in percent.
+
+        3 means: 97 % of the data's actions have a higher density in their state than this one.
+        """
+        points = self.calibration
+        place = torch.searchsorted(points, log_behavior.contiguous(), right=True)
+        return place.to(torch.float32) * (100.0 / points.shape[0])
+
+    def mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
+        """The actor's mixture for observations in environment units (normalized actions)."""
+        return self.actor(self.normalizer.apply(observations))
+
+    def behavior_mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
+        """The behavior model's mixture for observations in environment units."""
+        return self.behavior(self.normalizer.apply(observations))
+
+    def __repr__(self) -> str:
+        """One line: what it was trained on, where it computes and how it selects."""
+        data = self.provenance.get("dataset_id", "unknown data")
+        return f"GEMPolicy({data}, device={self.device}, {self._selection})"
+
+
+class MixturePredictor(Predictor):
+    """What a policy's mixture does without candidates or critics: the baselines of every table.
+
+    Args:
+        policy: Whose networks to use.
+        source: ``"behavior"``: the cloned data (behavior cloning), or ``"actor"``.
+        seed: Seed of the generator behind ``deterministic=False``.
+
+    ``predict(deterministic=True)`` returns the mean of the heaviest component, False a sample.
+    """
+
+    def __init__(self, policy: GEMPolicy, source: str, seed: int = 0) -> None:
+        if source not in ("behavior", "actor"):
+            raise ConfigError(f"`source` must be 'behavior' or 'actor', got {source!r}.")
+        super().__init__(policy.observation_space, policy.action_space, policy.device, seed)
+        self._policy = policy
+        self._mixture = policy.behavior_mixture if source == "behavior" else policy.mixture
+
+    def act(
+        self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch action"]:
+        """Mode or sample of the mixture, in environment units."""
+        mixture = self._mixture(rows)
+        if generator is None:
+            action = mixture.mode()
+        else:
+            action = mixture.sample(1, generator).squeeze(-2)
+        return self._policy.scaler.invert(action.clamp(-1, 1))

@@ -1,0 +1,114 @@
+"""Stable-Baselines3's ``predict``: conversions outside, tensors inside.
+
+Whatever acts, a `GEMPolicy` or a baseline to compare it with, meets the same contract through
+this class and so can stand in SB3 evaluation code.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gem_policy.spaces import ObservationReader
+
+State = tuple[NDArray[Any], ...] | None
+
+
+class Predictor(abc.ABC):
+    """The SB3 surface of something that acts: ``predict``, spaces, device, seeding.
+
+    Args:
+        observation_space: What ``predict`` takes.
+        action_space: What it returns.
+        device: Where the tensors live.
+        seed: Seed of the generator behind ``deterministic=False``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.device = device
+        self._reader = ObservationReader(observation_space)
+        self._generator = torch.Generator(device=device)
+        self.set_random_seed(seed)
+
+    @abc.abstractmethod
+    def act(
+        self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
+    ) -> Float[Tensor, "batch action"]:
+        """Actions in environment units; deterministic where there is no generator."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], State]:
+        """Actions for one observation or a batch: SB3's contract.
+
+        Args:
+            observation: What the environment or vector environment returned, in its own units:
+                an array, list or CPU tensor, or a mapping of them; with or without a batch axis.
+            state: Ignored and handed back: the policy has no memory.
+            episode_start: Ignored, for the same reason.
+            deterministic: True: the answer is a function of the observation alone; on the CPU
+                it does not depend, to the bit, on the batch that the observation came in.
+                False: fresh random candidates, from the policy's own generator.
+
+        Returns:
+            Actions of shape ``action_space.shape``, or ``(batch, *action_space.shape)``, with the
+            action space's dtype, inside its bounds; and ``state``.
+
+        Raises:
+            SpaceError: The observation is not one of the observation space, or not finite.
+        """
+        array, batched = self._reader.read(observation)
+        rows = torch.from_numpy(array)
+        if self.device.type != "cpu":
+            rows = rows.to(self.device)
+        with torch.inference_mode():
+            if not deterministic:
+                actions = self.act(rows, self._generator)
+            elif self.device.type == "cpu" and rows.shape[0] > 1:
+                # Matrix kernels round differently for other numbers of rows, so that in a batch
+                # a near tie could fall the other way. One row at a time it cannot.
+                actions = torch.cat([self.act(row, None) for row in rows.split(1)])
+            else:
+                actions = self.act(rows, None)
+        out = actions.cpu().numpy().astype(self.action_space.dtype, copy=False)
+        return (out if batched else out[0]), state
+
+    def __call__(
+        self,
+        observation: Any,
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], State]:
+        """`predict` as a plain callable, which is what imitation's rollouts accept."""
+        return self.predict(observation, state, episode_start, deterministic)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the generator behind ``deterministic=False``; None seeds from the system."""
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def get_vec_normalize_env(self) -> None:
+        """SB3's callbacks ask for it. None: normalization is inside the policy."""
+        return None

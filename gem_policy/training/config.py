@@ -1,0 +1,73 @@
+"""Every setting of a training run; each value is recorded in the checkpoint that comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gem_policy.config import require, require_count, require_number
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the offline trainer. All defaults are our choices; DESIGN.md has the reasons.
+
+    Attributes:
+        seed: Seed of initialization and of every batch.
+        behavior_updates: Updates of the behavior model.
+        critic_updates: Updates of the critics.
+        actor_updates: Updates of the actor.
+        batch_size: Transitions per update.
+        critic_lr: Adam's learning rate for the critics; falls to 0 along a cosine.
+        policy_lr: The same for behavior model and actor.
+        discount: gamma, per step.
+        target_rate: Step of the target critics' moving average.
+        expectile: tau of the state value; 0.5 is the mean, 1 the best action in the data.
+        weight_temperature: T in exp(A / T), in standard deviations of the dataset's advantages.
+        weight_max: Largest weight of a transition in the actor's loss.
+        responsibility_floor: Smallest responsibility of a component, before renormalizing; keeps
+            components alive.
+        reward_scale: Factor on every reward, applied before the shift.
+        reward_shift: Added to every reward (IQL's -1 for AntMaze, for example).
+        terminal_reward: A (raw) reward of at least this ends the return, as if the task were over.
+            For goal tasks whose data continue with a new goal: the value of the old goal's state
+            is never visited in such data. None: only the dataset's own terminations do.
+        holdout: Fraction of the episodes kept out of training, for validation and calibration.
+    """
+
+    seed: int = 0
+    behavior_updates: int = 30_000
+    critic_updates: int = 60_000
+    actor_updates: int = 30_000
+    batch_size: int = 256
+    critic_lr: float = 3e-4
+    policy_lr: float = 1e-3
+    discount: float = 0.99
+    target_rate: float = 0.005
+    expectile: float = 0.9
+    weight_temperature: float = 0.5
+    weight_max: float = 20.0
+    responsibility_floor: float = 0.0
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    terminal_reward: float | None = None
+    holdout: float = 0.02
+
+    def __post_init__(self) -> None:
+        require_count("seed", self.seed, 0)
+        for name in ("behavior_updates", "critic_updates", "actor_updates"):
+            require_count(name, getattr(self, name), 0)
+        require_count("batch_size", self.batch_size)
+        for name in ("critic_lr", "policy_lr"):
+            require_number(name, getattr(self, name), "a number in (0, 1]", 1e-12, 1)
+        require_number("discount", self.discount, "a number in [0, 1]", 0, 1)
+        require_number("target_rate", self.target_rate, "a number in [0, 1]", 0, 1)
+        fine = isinstance(self.expectile, float) and 0 < self.expectile < 1
+        require(fine, "expectile", self.expectile, "a number strictly between 0 and 1")
+        require_number("weight_temperature", self.weight_temperature, "> 0", 1e-9, 1e9)
+        require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
+        require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
+        require_number("reward_scale", self.reward_scale, "a finite number", -1e9, 1e9)
+        require_number("reward_shift", self.reward_shift, "a finite number", -1e9, 1e9)
+        if self.terminal_reward is not None:
+            require_number("terminal_reward", self.terminal_reward, "finite", -1e30, 1e30)
+        require_number("holdout", self.holdout, "a number in [0, 0.5]", 0, 0.5)

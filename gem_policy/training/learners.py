@@ -1,0 +1,226 @@
+"""The three learners of a run: behavior model, critics, actor; each owns its weights and optimizer.
+
+A learner changes its own state in place, by `update(batch)`, and holds everything that has to be
+saved to go on bit for bit: weights, target weights, Adam's moments, number of updates done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gem_policy.config import NetworkConfig
+from gem_policy.errors import TrainingError
+from gem_policy.networks import (
+    CriticEnsemble,
+    MixturePolicy,
+    ValueEnsemble,
+    build_actor,
+    build_behavior,
+    build_critics,
+    build_values,
+)
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
+from gem_policy.training.replay import Batch
+
+Metrics = dict[str, Tensor]
+
+
+class Learner:
+    """Weights, Adam's moments and a cosine learning rate; subclasses say what the loss is.
+
+    Args:
+        modules: The networks to train, by the name under which they are saved.
+        rate: Initial learning rate, reached at update 0 and falling to 0 at ``updates``.
+        updates: Length of the schedule.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], rate: float, updates: int) -> None:
+        self.modules = dict(modules)
+        self.rate, self.updates, self.step = rate, updates, 0
+        self.parameters = [p for m in self.modules.values() for p in m.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
+        for p in self.parameters:  # what Adam makes at its first step, made now so it can be loaded
+            self.optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss of a batch and the metrics to log, none of them synchronized."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """What follows an optimizer step, such as moving target weights."""
+
+    def update(self, batch: Batch) -> Metrics:
+        """One Adam step on one batch."""
+        loss, metrics = self.loss(batch)
+        gradients = torch.autograd.grad(loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.step += 1
+        self.after_step()
+        return metrics
+
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        return self.rate * 0.5 * (1 + math.cos(math.pi * self.step / max(self.updates, 1)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to save, by name; the tensors are the live ones."""
+        named = {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        for i, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state[parameter].items():
+                named[f"adam.{i}.{key}"] = value
+        return named
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Put back what `tensors` gave; every name must be there with the same shape."""
+        own = self.tensors()
+        wrong = sorted(set(own) ^ set(tensors))
+        wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+        if wrong:
+            raise TrainingError(
+                f"The saved training state does not fit these settings: {wrong[:8]}. "
+                "Resume with the settings that the run was started with."
+            )
+        for name, value in own.items():
+            value.copy_(tensors[name])
+        self.step = step
+
+
+class BehaviorLearner(Learner):
+    """Maximum likelihood of the dataset's actions under the behavior mixture."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.model: MixturePolicy = build_behavior(network, generator).to(device)
+        super().__init__({"behavior": self.model}, config.policy_lr, config.behavior_updates)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Negative log-likelihood, as a guided EM step whose weights are all one."""
+        ones = torch.ones_like(batch.rewards)
+        loss = guided_em_loss(self.model(batch.observations), batch.actions, ones)
+        return loss.loss, {"behavior/log_prob": loss.log_prob, **_usage("behavior", loss.usage)}
+
+
+class CriticLearner(Learner):
+    """Expectile values and temporal-difference critics, every member on its own targets."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.critics: CriticEnsemble = build_critics(network, generator).to(device)
+        self.values: ValueEnsemble = build_values(network, generator).to(device)
+        self.target: ValueEnsemble = build_values(network, generator).to(device)
+        self.target.load_state_dict(self.values.state_dict())
+        self.target.requires_grad_(False)
+        modules = {"critic": self.critics, "value": self.values}
+        super().__init__(modules, config.critic_lr, config.critic_updates)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """IQL's two losses, per member.
+
+        The slow copy is of the state values that the critics bootstrap from, not of the critics as
+        in IQL: it breaks the same loop, and saves evaluating a second critic ensemble.
+        """
+        with torch.no_grad():
+            next_value = self.target(batch.next_observations)
+        q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+        error = critic_loss(q, batch.rewards, batch.continues, next_value, self.config.discount)
+        value = self.values(batch.observations)
+        fit = expectile_loss(q.detach(), value, self.config.expectile)
+        metrics = {
+            "critic/value_loss": fit.loss.detach(),
+            "critic/value": fit.value,
+            "critic/advantage": fit.advantage,
+            "critic/loss": error.loss.detach(),
+            "critic/q": error.q,
+            "critic/spread": error.spread,
+        }
+        return fit.loss + error.loss, metrics
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the target values a little towards the values."""
+        torch._foreach_lerp_(
+            list(self.target.parameters()),
+            list(self.values.parameters()),
+            self.config.target_rate,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, moments and the target's weights."""
+        target = {f"target.{k}": v for k, v in self.target.state_dict().items()}
+        return super().tensors() | target
+
+    @torch.no_grad()
+    def advantage(
+        self, observations: Float[Tensor, "batch obs"], actions: Float[Tensor, "batch action"]
+    ) -> Float[Tensor, " batch"]:
+        """``mean_e [Q_e(s, a) - V_e(s)]``, in scaled reward."""
+        q = self.critics(observations, actions.unsqueeze(-2)).squeeze(-1)
+        difference: Tensor = q - self.values(observations)
+        return difference.mean(0)
+
+
+class ActorLearner(Learner):
+    """Critic-guided, advantage-weighted EM on the actor's mixture."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.model: MixturePolicy = build_actor(network, generator).to(device)
+        super().__init__({"actor": self.model}, config.policy_lr, config.actor_updates)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Weighted log-likelihood; the weights come with the batch."""
+        loss = guided_em_loss(
+            self.model(batch.observations),
+            batch.actions,
+            batch.weights,
+            self.config.responsibility_floor,
+        )
+        metrics = {
+            "actor/log_prob": loss.log_prob,
+            "actor/weight": loss.weight,
+            **_usage("actor", loss.usage),
+        }
+        return loss.loss, metrics
+
+
+def _usage(name: str, usage: Float[Tensor, " components"]) -> Metrics:
+    """Share of every component and their effective number, exp of the entropy."""
+    usage = usage.detach()
+    entropy = -(usage * usage.clamp(min=1e-12).log()).sum()
+    shares = {f"{name}/usage_{k}": usage[k] for k in range(usage.shape[0])}
+    return {f"{name}/effective_components": entropy.exp(), **shares}

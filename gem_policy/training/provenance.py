@@ -1,0 +1,48 @@
+"""What a checkpoint says about where it comes from; no path, host or device among it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from typing import Any
+
+from gem_policy._version import __version__
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset
+
+_LIBRARIES = ("torch", "numpy", "gymnasium", "minari", "gymnasium-robotics", "mujoco")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that shape a result."""
+    found = {"gem-policy": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """Provenance of a freshly trained policy; measured returns are added by evaluation."""
+    rewards = dataset.transitions.returns
+    return {
+        "dataset_id": dataset.id,
+        "dataset_episodes": dataset.transitions.episodes,
+        "dataset_steps": len(dataset.transitions),
+        "dataset_mean_return": float(rewards.mean()),
+        "dataset_recipe": json.loads(json.dumps(dict(dataset.recipe), default=str)),
+        "env_spec": _spec(dataset.env_spec),
+        "eval_env_spec": _spec(dataset.eval_env_spec) or _spec(dataset.env_spec),
+        "reference_min": dataset.ref_min,
+        "reference_max": dataset.ref_max,
+        "train": dataclasses.asdict(config),
+        "versions": versions(),
+    }
+
+
+def _spec(text: str | None) -> Any:
+    """An environment spec as a JSON object."""
+    return None if text is None else json.loads(text)

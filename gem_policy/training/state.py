@@ -1,0 +1,81 @@
+"""The state of a run on disk: tensors in safetensors, the rest as JSON, replaced atomically.
+
+Apart from the deployed model, so that what resumes a run can change without breaking a policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from gem_policy.checkpoint import write_atomically
+from gem_policy.errors import TrainingError
+
+STATE_FILE = "trainer_state.safetensors"
+_KEY = "gem_policy_training"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands.
+
+    Attributes:
+        run: What the run is, as a JSON object; a run is only resumed as what it was.
+        phase: Name of the phase under way.
+        step: Updates done in it.
+        tensors: Of the finished phases and of this one, by name.
+    """
+
+    run: Mapping[str, Any]
+    phase: str
+    step: int
+    tensors: Mapping[str, Tensor]
+
+
+def save_state(state: TrainState, folder: Path) -> None:
+    """Replace the saved state of a run, atomically.
+
+    Raises:
+        CheckpointError: The file cannot be written; the state before it is untouched.
+    """
+    document = {"run": state.run, "phase": state.phase, "step": state.step}
+    text = json.dumps(document, sort_keys=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    write_atomically(folder / STATE_FILE, serialize(tensors, metadata={_KEY: text}))
+
+
+def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
+    """The saved state of a run, or None if there is none.
+
+    Raises:
+        TrainingError: The state is damaged, or is that of a run with other settings or data.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as opened:
+            document = json.loads((opened.metadata() or {})[_KEY])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        state = TrainState(document["run"], document["phase"], document["step"], tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}). Delete it to start again from the beginning."
+        ) from error
+    different = sorted(
+        key for key in set(run) | set(state.run) if run.get(key) != state.run.get(key)
+    )
+    if different:
+        told = "; ".join(f"{k}: {state.run.get(k)!r} then, {run.get(k)!r} now" for k in different)
+        raise TrainingError(
+            f"{folder} holds a run with other settings ({told}). Resume with the old ones, or "
+            "give another --out."
+        )
+    return state

@@ -1,0 +1,46 @@
+"""What every test gets: no chance, no network, one thread, and a data folder of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+# `ci`, the default, tries the same examples in every run; HYPOTHESIS_PROFILE=dev looks for new
+# ones. No deadline in either: the first call of anything in torch is slow.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.register_profile("dev", deadline=None, max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# The nets of the tests are tiny: more threads cost time, and change the order of sums.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Connections that leave the machine fail; pipes and local sockets work."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        inside = self.family not in (socket.AF_INET, socket.AF_INET6)
+        if inside or address[0] in ("127.0.0.1", "::1", "localhost"):
+            return connect(self, address)
+        raise OSError(f"a test tried to connect to {address!r}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(socket.socket, "connect_ex", guarded)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def datasets_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Minari reads and writes in a temporary folder, never among the user's own datasets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("datasets")))
+        yield

@@ -1,0 +1,1 @@
+"""Environment wrappers that act with, watch, or prepare observations for, a policy."""
