@@ -96,7 +96,7 @@ def controller(
     """
     maze = env.unwrapped.maze  # type: ignore[attr-defined]
     follower = WaypointFollower(
-        MazeMap(maze.maze_map, maze.float(maze.maze_size_scaling)), REACH, SHIFT, rng
+        MazeMap(maze.maze_map, float(maze.maze_size_scaling)), REACH, SHIFT, rng
     )
 
     def act(observation: dict[str, NDArray[np.float64]]) -> NDArray[np.float32]:
