@@ -18,8 +18,8 @@ from typing import Any
 
 from gem_policy._version import __version__
 from gem_policy.errors import DatasetError
+from gem_policy.training.atomic import write_atomically
 from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
-from gem_policy.training.recipes.atomic import write_atomically
 from gem_policy.training.recipes.episodes import Episodes, concatenate
 from gem_policy.training.recipes.recipe import Recipe, References, Shard
 
