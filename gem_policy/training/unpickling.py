@@ -85,7 +85,8 @@ def read_pickle(data: bytes) -> Any:
     file = io.BytesIO(data)
     try:
         first = _Reader(file, len(data)).load()
-        return _read_torch(file, len(data)) if first == TORCH_MAGIC else first
+        saved = isinstance(first, int) and first == TORCH_MAGIC
+        return _read_torch(file, len(data)) if saved else first
     except DatasetError:
         raise
     except Exception as error:  # a hostile or damaged pickle can fail in any way
@@ -122,11 +123,11 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The harmless stand-in for a global; never an import."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            known = {"_reconstruct": _empty_array, "scalar": _scalar}.get(name)
-            if known is not None:
-                return known
+        module = module.replace("numpy._core.", "numpy.core.")  # its name since numpy 2
         found = {
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy.core.numeric", "_frombuffer"): _from_buffer,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): _dtype,
             ("collections", "OrderedDict"): OrderedDict,
@@ -196,6 +197,12 @@ class _Guarded(np.ndarray[Any, Any]):
         if state[2].hasobject:
             raise DatasetError("The file holds an array of objects; only numbers are read.")
         super().__setstate__(state)
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: object) -> Array:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or order not in ("C", "F"):
+        raise DatasetError("The file builds an array in an unknown way.")
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order=order)
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:

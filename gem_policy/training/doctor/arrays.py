@@ -17,7 +17,7 @@ EXPLODING = 1000.0  # times the 99th percentile of a dimension's absolute deviat
 OUTSIDE = 0.1  # of a dimension's range: what the loader still clips
 STUCK = 0.9  # share of steps in which an action dimension sits at a bound
 JUMP = 30.0  # times the 99th percentile of the step length
-SHIFT_GAIN = 0.05  # of explained variance, before another alignment is believed
+SHIFT_GAIN = 0.25  # of explained variance, before another alignment is believed
 SAMPLE = 20_000
 
 
@@ -239,9 +239,8 @@ def _shifted(evidence: Evidence, now: Array, change: Array) -> Iterator[Finding]
         known = np.hstack([now[inner], *others, np.ones((len(inner), 1))])
         explained[shift] = _partial(known, actions[inner + shift], change[inner])
     best = max(explained, key=lambda shift: explained[shift])
-    # The action after depends on the state it sees; it has to win by far to be the cause.
-    margin = SHIFT_GAIN if best < 0 else 4 * SHIFT_GAIN
-    if best != 0 and explained[best] > explained[0] + margin:
+    # Actions linger in a body, and follow from what they led to: only a clear lead counts.
+    if best != 0 and explained[best] > explained[0] + SHIFT_GAIN:
         beside = "before" if best < 0 else "after"
         yield Finding(
             "shifted-actions",

@@ -141,8 +141,10 @@ def _restorer(
     """How to put the simulator into the state of row t, if the dataset says enough."""
     inner: Any = env.unwrapped
     if hasattr(inner, "get_env_state") and hasattr(inner, "set_env_state"):
-        names = list(inner.get_env_state()) if getattr(inner, "data", None) is not None else []
-        if names and set(names) <= set(infos):
+        # What it reports and what it accepts differ: the hammer reports its target, too.
+        accepted = getattr(inner, "_state_space", None)
+        names = list(accepted.spaces if accepted is not None else inner.get_env_state())
+        if set(names) <= set(infos):
             return lambda t, _: inner.set_env_state({name: infos[name][t] for name in names})
     if not {"qpos", "qvel"} <= set(infos):
         return None

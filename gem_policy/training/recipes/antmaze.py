@@ -202,14 +202,14 @@ def _recipe(variant: Variant) -> Recipe:
         summary=f"ant in the {variant.title} maze, {where}",
         description=(
             f"A planner sends an ant through AntMaze_{variant.title}-v5 (27 numbers of the body, "
-            f"no contact forces), {where}. Every step it names a point within {WANDER} m per axis of "
-            "the middle of the next cell of a shortest path, or the goal; the goal-reaching policy "
-            "of D4RL's authors, sampled, with noise 0.2, walks there. It learned with a fifth of "
-            "this ant's torque, so its actions are multiplied by 0.2. Episodes have full length "
-            f"({variant.limit} steps) and end as truncated; reward 1 for every step within 0.45 m "
-            "of the goal, which neither moves nor ends the episode. After Minari's D4RL/antmaze "
-            "sets, whose walker is another; evaluation uses the maze of the data, not a mirrored "
-            "one."
+            f"no contact forces), {where}. Every step it names a point within {WANDER} m per axis "
+            "of the middle of the next cell of a shortest path, or the goal; the goal-reaching "
+            "policy of D4RL's authors, sampled, with noise 0.2, walks there. It learned with a "
+            "fifth of this ant's torque, so its actions are multiplied by 0.2. Episodes have full "
+            f"length ({variant.limit} steps) and end as truncated; reward 1 for every step within "
+            "0.45 m of the goal, which neither moves nor ends the episode. After Minari's "
+            "D4RL/antmaze sets, whose walker is another; evaluation uses the maze of the data, "
+            "not a mirrored one."
         ),
         simulate=partial(simulate, variant),
         env_spec=partial(env_spec, variant),

@@ -20,7 +20,7 @@ def measure(
     spec: EnvSpec,
     expert: Callable[[gym.Env[Any, Any], int], Actor],
     seed: int,
-    episodes: int = EPISODES,
+    episodes: int | None = None,
 ) -> References:
     """Play both policies in the environment of `spec`.
 
@@ -29,8 +29,9 @@ def measure(
         expert: From (environment, episode number) to a function of the observation; called at
             the start of every episode.
         seed: Episode i starts from seed (seed, i) for both policies.
-        episodes: How many to average over.
+        episodes: How many to average over; 100 unless told.
     """
+    episodes = EPISODES if episodes is None else episodes
     env = gym.make(spec, disable_env_checker=True)
     try:
         return References(
