@@ -68,19 +68,20 @@ class Explanation:
         std = candidates.q.std(0, correction=0)
         bound = lower_bound(candidates.q, kappa)
         order = decision.scores.argsort(descending=True, stable=True).tolist()
-        numbers = zip(
-            candidates.component.tolist(),
-            candidates.q.mean(0).tolist(),
-            std.tolist(),
-            bound.tolist(),
-            candidates.log_behavior.tolist(),
-            z.tolist(),
-            decision.scores.tolist(),
-            percentile.tolist(),
-            actions.tolist(),
-            strict=True,
+        table: list[tuple[Any, ...]] = list(
+            zip(
+                candidates.component.tolist(),
+                candidates.q.mean(0).tolist(),
+                std.tolist(),
+                bound.tolist(),
+                candidates.log_behavior.tolist(),
+                z.tolist(),
+                decision.scores.tolist(),
+                percentile.tolist(),
+                actions.tolist(),
+                strict=True,
+            )
         )
-        table = list(numbers)
         rows = tuple(
             CandidateRow(rank, i, *table[i][:8], tuple(table[i][8]))
             for rank, i in enumerate(order, start=1)

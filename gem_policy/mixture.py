@@ -1,4 +1,4 @@
-"""A Gaussian mixture over actions, one per observation: pure tensor maths, no parameters of its own.
+"""A Gaussian mixture over actions, one per observation: pure tensor maths, no parameters.
 
 Axis letters (`gem_policy.__doc__`): ``*batch`` leading axes, ``components`` K, ``candidates`` N,
 ``action`` A. All quantities are in normalized action units, the box [-1, 1]^A.

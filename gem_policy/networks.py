@@ -69,9 +69,9 @@ class MixturePolicy(nn.Module):
     def mixture(self, head: Float[Tensor, "*batch outputs"]) -> GaussianMixture:
         """Read the last layer's outputs as logits, means and log standard deviations."""
         k, a = self.components, self.action_size
-        logits, mean, spread = head.split([k, k * a, k * a], dim=-1)
+        logits, mean, spread = torch.split(head, [k, k * a, k * a], dim=-1)
         shape = (*head.shape[:-1], k, a)
-        log_std = self.log_std_low + self.log_std_range * torch.sigmoid(spread)
+        log_std = torch.sigmoid(spread).mul(self.log_std_range).add(self.log_std_low)
         return GaussianMixture(logits, torch.tanh(mean).reshape(shape), log_std.reshape(shape))
 
 

@@ -248,6 +248,9 @@ class GEMPolicy(Predictor):
         self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
     ) -> Float[Tensor, "batch action"]:
         """The action of `decide`."""
+        if self._selection.candidates == 1 and generator is None:
+            # One candidate, the actor's mode, needs no score.
+            return self.scaler.invert(self.mixture(rows).mode())
         return self.decide(rows, generator).action
 
     def explain(self, observation: Any) -> Explanation:
@@ -275,11 +278,13 @@ class GEMPolicy(Predictor):
 
     def mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The actor's mixture for observations in environment units (normalized actions)."""
-        return self.actor(self.normalizer.apply(observations))
+        mixture: GaussianMixture = self.actor(self.normalizer.apply(observations))
+        return mixture
 
     def behavior_mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The behavior model's mixture for observations in environment units."""
-        return self.behavior(self.normalizer.apply(observations))
+        mixture: GaussianMixture = self.behavior(self.normalizer.apply(observations))
+        return mixture
 
     def __repr__(self) -> str:
         """One line: what it was trained on, where it computes and how it selects."""

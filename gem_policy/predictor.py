@@ -86,7 +86,7 @@ class Predictor(abc.ABC):
             elif self.device.type == "cpu" and rows.shape[0] > 1:
                 # Matrix kernels round differently for other numbers of rows, so that in a batch
                 # a near tie could fall the other way. One row at a time it cannot.
-                actions = torch.cat([self.act(row, None) for row in rows.split(1)])
+                actions = torch.cat([self.act(row, None) for row in torch.split(rows, 1)])
             else:
                 actions = self.act(rows, None)
         out = actions.cpu().numpy().astype(self.action_space.dtype, copy=False)

@@ -214,7 +214,7 @@ def _get(observation: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def describe_difference(expected: spaces.Space[Any], got: spaces.Space[Any]) -> list[str]:
-    """What differs between two spaces, in words; empty if they are equal for a policy's purposes."""
+    """What differs between two spaces, in words; empty if a policy would see no difference."""
     if type(expected) is not type(got):
         return [f"expected {expected}, got {got}"]
     if isinstance(expected, spaces.Dict) and isinstance(got, spaces.Dict):

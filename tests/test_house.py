@@ -24,17 +24,22 @@ LEVELS = {
     "mixture": 0,
     "normalize": 0,
     "pretrained": 0,
+    "spaces": 0,
     "networks": 1,
     "behavior": 2,
     "candidates": 2,
+    "predictor": 2,
     "scoring": 2,
     "selection": 2,
     "checkpoint": 3,
+    "explanation": 3,
+    "hub": 4,
     "policy": 4,
     "training": 4,
     "training.dataset": 4,
     "training.losses": 4,
     "training.recipes": 4,
+    "environments": 5,
     "evaluate": 5,
     "sb3": 5,
     "training.trainer": 5,
@@ -48,7 +53,7 @@ FORBIDDEN_EDGES = {("scoring", "networks")}  # a rule sees numbers, never a netw
 
 EXTRAS = {"gymnasium_robotics", "minari", "mujoco", "stable_baselines3"}
 OPTIONAL = EXTRAS | {"h5py", "huggingface_hub", "matplotlib", "pyarrow", "scipy", "tensorboard"}
-LAZY = {"cli", "evaluate", "sb3"}  # deployment modules that may import EXTRAS inside functions
+LAZY = {"cli", "environments", "evaluate", "sb3"}  # may import EXTRAS, inside functions
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 CODE_CARRIERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 

@@ -226,7 +226,9 @@ def weigh(replay: Replay, critic: Learner, config: TrainConfig) -> Replay:
         raise TrainingError(f"The weights need the critics, got {type(critic).__name__}.")
     parts = [
         critic.advantage(replay.rows[index], actions)
-        for index, actions in zip(replay.index.split(ROWS), replay.actions.split(ROWS), strict=True)
+        for index, actions in zip(
+            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
+        )
     ]
     advantage = torch.cat(parts)
     scale = advantage.std(correction=0).clamp(min=1e-12)
@@ -239,7 +241,9 @@ def calibrate(behavior: torch.nn.Module, replay: Replay) -> Float[Tensor, f" {CA
     """Quantiles 0, 0.1, ..., 100 % of log beta on held-out actions of the dataset."""
     parts = [
         behavior(replay.rows[index]).log_prob(actions.unsqueeze(-2)).squeeze(-1)
-        for index, actions in zip(replay.index.split(ROWS), replay.actions.split(ROWS), strict=True)
+        for index, actions in zip(
+            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
+        )
     ]
     levels = torch.linspace(0, 1, CALIBRATION_POINTS, dtype=torch.float64)
     ordered = torch.cat(parts).double().cpu().sort().values

@@ -1,0 +1,278 @@
+"""The command line: each verb parses its arguments and makes one call; imports wait inside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gem_policy._version import __version__
+from gem_policy.errors import ConfigError, GEMError
+
+if TYPE_CHECKING:
+    from gem_policy.evaluate import ReportRow
+    from gem_policy.policy import GEMPolicy
+
+app = typer.Typer(
+    help="Deploy offline-RL policies: candidates ranked by value and support.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+datasets = typer.Typer(help="Datasets that this package can make again.", no_args_is_help=True)
+app.add_typer(datasets, name="datasets")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one message, not a traceback."""
+    try:
+        app()
+    except GEMError as error:
+        print(f"gem-policy: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"gem-policy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_policies(as_json: Json = False) -> None:
+    """The policies that come with the package."""
+    from gem_policy import pretrained
+
+    found = pretrained.names()
+    print(json.dumps(list(found)) if as_json else "\n".join(found))
+
+
+@app.command()
+def info(name: str, as_json: Json = False) -> None:
+    """What a policy is: data, training, settings, measured returns."""
+    from gem_policy import checkpoint
+    from gem_policy.policy import resolve
+
+    document = checkpoint.to_document(checkpoint.load(resolve(name)))
+    if as_json:
+        print(json.dumps(document, indent=1, sort_keys=True))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    provenance = document.pop("provenance")
+    table = Table("what", "value", title=name)
+    flat = {**document["network"], **document["selection"]}
+    for part in (provenance, flat):
+        for key, value in part.items():
+            if key == "evaluation":
+                continue
+            if key.endswith("_spec") and value:
+                value = {"id": value["id"], **value["kwargs"], "steps": value["max_episode_steps"]}
+            table.add_row(key, value if isinstance(value, str) else json.dumps(value))
+    Console().print(table)
+    for row in provenance.get("evaluation", {}).get("rows", []):
+        print(f"{row['label']:28} {_row_text(row['summary'])}")
+
+
+def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
+    """A comma-separated list of numbers.
+
+    Raises:
+        ConfigError: Something in it is no number of that kind.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} takes numbers separated by commas, such as 1,4,16; got {text!r}."
+        ) from error
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="Shipped name, file, folder or hf://org/repo.")],
+    episodes: Annotated[int, typer.Option(help="Episodes per row.")] = 100,
+    candidates: Annotated[str, typer.Option(help="Budgets N, comma-separated.")] = "",
+    support_weight: Annotated[str, typer.Option(help="lambda, comma-separated.")] = "",
+    kappa: Annotated[str, typer.Option(help="kappa, comma-separated.")] = "",
+    baselines: Annotated[
+        bool, typer.Option(help="Also play the behavior model and the actor alone.")
+    ] = False,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="LABEL=SOURCE of another policy to play as well.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Environment i starts from seed + i.")] = 0,
+    envs: Annotated[int, typer.Option(help="Environments side by side.")] = 50,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every episode and setting here.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
+    from gem_policy.environments import env_maker
+    from gem_policy.evaluate import ReportRow, rollout
+    from gem_policy.policy import GEMPolicy
+    from gem_policy.report import players, report_document
+
+    policy = GEMPolicy.load(name, device=device)
+    others = dict(_pair(text) for text in compare or [])
+    rows: list[ReportRow] = []
+    plan = players(
+        policy,
+        candidates=numbers(candidates, int, "--candidates") if candidates else None,
+        support_weights=numbers(support_weight, float, "--support-weight")
+        if support_weight
+        else None,
+        kappas=numbers(kappa, float, "--kappa") if kappa else None,
+        baselines=baselines,
+        compare={k: GEMPolicy.load(v, device=device) for k, v in others.items()},
+    )
+    _print_header(policy, name, episodes, seed)
+    with _progress() as bar:
+        task = bar.add_task("evaluating", total=len(plan) * episodes)
+        for player in plan:
+            bar.update(task, description=player.label)
+            records = rollout(
+                player.enter(),
+                env_maker(policy),
+                episodes=episodes,
+                envs=envs,
+                seed=seed,
+                deterministic=player.deterministic,
+                progress=lambda: bar.advance(task),
+            )
+            rows.append(ReportRow(player.label, player.settings, records))
+            bar.console.print(f"{player.label:28} {_row_text(rows[-1].summary())}")
+    if json_file is not None:
+        document = report_document(policy, rows, episodes=episodes, seed=seed, envs=envs)
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    label, equals, source = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--compare takes LABEL=SOURCE, got {text!r}.")
+    return label, source
+
+
+def _print_header(policy: GEMPolicy, name: str, episodes: int, seed: int) -> None:
+    spec = policy.provenance.get("eval_env_spec") or {}
+    print(f"{name} in {spec.get('id')}, {episodes} episodes per row, seed {seed}")
+    print("Intervals are 95 % bootstrap intervals of the mean; time is of one decision.\n")
+
+
+def _row_text(summary: dict[str, Any]) -> str:
+    """One row of a report as a line."""
+
+    def interval(key: str, digits: int, factor: float = 1.0) -> str:
+        x = summary[key]
+        low, high = x["low"] * factor, x["high"] * factor
+        return f"{x['mean'] * factor:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    parts = [f"return {interval('return', 1):24}"]
+    if "success" in summary:
+        parts.append(f"success % {interval('success', 0, 100):18}")
+        parts.append(f"steps {interval('steps', 1):24}")
+    parts.append(f"{summary['decision_us'] / 1000:.2f} ms")
+    return " ".join(parts)
+
+
+def _progress() -> Any:
+    """A progress bar with an ETA."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        Remaining(),
+        console=Console(soft_wrap=True),
+    )
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="Minari id or path, or one of `datasets list`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run and of its checkpoint.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE of a training, network or selection setting."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file of such settings.")] = None,
+    seed: int = 0,
+    download: Annotated[bool, typer.Option(help="Fetch the dataset if it is not here.")] = False,
+    device: Device = "cpu",
+    tensorboard: Annotated[bool, typer.Option(help="Write curves to OUT/tensorboard.")] = True,
+) -> None:
+    """Train a policy on a Minari dataset; run the same command again to resume it."""
+    from gem_policy.policy import choose_device
+    from gem_policy.training.dataset import load
+    from gem_policy.training.run import curves, gather_settings, run
+
+    settings = gather_settings(config, set_ or [], seed)
+    data = load(dataset, download=download)
+    print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
+    with _progress() as bar, curves(out if tensorboard else None) as write:
+        path = run(data, out, settings, choose_device(device), bar, write)
+    print(f"Wrote {path}")
+
+
+@datasets.command("list")
+def list_datasets(as_json: Json = False) -> None:
+    """Every dataset that `make` can make, and whether it is here."""
+    from gem_policy.training import recipes
+    from gem_policy.training.dataset import local_ids
+
+    here = set(local_ids())
+    if as_json:
+        print(json.dumps([{"name": n, "here": n in here} for n in recipes.names()]))
+        return
+    for name in recipes.names():
+        print(f"{name:36} {'here' if name in here else ''}")
+
+
+@datasets.command("make")
+def make_dataset(
+    name: str,
+    steps: Annotated[int | None, typer.Option(help="Instead of the full size.")] = None,
+    seed: int = 0,
+    sources: Annotated[
+        Path | None, typer.Option(help="Folder with other people's policies.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes to simulate with.")] = 1,
+) -> None:
+    """Make a dataset again by its recipe; safe to interrupt, goes on where it stopped."""
+    from gem_policy.training import recipes
+
+    with _progress() as bar:
+        task = bar.add_task(name, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        made = recipes.make(
+            name, steps=steps, seed=seed, sources=sources, workers=workers, progress=advance
+        )
+    print(f"Made {made}")

@@ -1,0 +1,83 @@
+"""The environment that a policy was made for, built again from what its checkpoint says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from gem_policy.errors import DependencyError, SpaceError
+from gem_policy.policy import GEMPolicy
+from gem_policy.spaces import describe_difference
+
+# Packages that must be imported before gym.make knows their environments, by module of the entry.
+_REGISTRARS = ("gymnasium_robotics",)
+
+
+def evaluation_spec(provenance: Mapping[str, Any]) -> EnvSpec:
+    """The evaluation environment that a checkpoint names.
+
+    Raises:
+        SpaceError: It names none.
+    """
+    document = provenance.get("eval_env_spec") or provenance.get("env_spec")
+    if not document:
+        raise SpaceError(
+            "The checkpoint names no environment: its dataset did not. Build the environment "
+            "yourself and use Stable-Baselines3's evaluate_policy."
+        )
+    return EnvSpec.from_json(json.dumps(document))
+
+
+def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
+    """The environment that the policy was scored in, with the right arguments.
+
+    Args:
+        policy: Whose environment.
+        **kwargs: Passed on to `gymnasium.make`, for example ``render_mode="human"``.
+
+    Raises:
+        DependencyError: The environment's package is not installed; names the extra.
+        SpaceError: The checkpoint names no environment, or its spaces are not the policy's.
+    """
+    spec = evaluation_spec(policy.provenance)
+    env = make_spec(spec, **kwargs)
+    differences = [
+        *describe_difference(policy.observation_space, env.observation_space),
+        *describe_difference(policy.action_space, env.action_space),
+    ]
+    if differences:
+        raise SpaceError(
+            f"{spec.id} as installed here is not what the policy was made for: "
+            + "; ".join(differences)
+            + f". Versions then: {policy.provenance.get('versions')}."
+        )
+    return env
+
+
+def make_spec(spec: EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
+    """`gymnasium.make` of a spec, importing the package that registers it first.
+
+    Raises:
+        DependencyError: A package is missing.
+    """
+    entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
+    try:
+        for name in _REGISTRARS:
+            if entry.startswith(name):
+                importlib.import_module(name)
+        return gym.make(spec, **kwargs)
+    except (ImportError, gym.error.DependencyNotInstalled, gym.error.NameNotFound) as error:
+        raise DependencyError(
+            f"{spec.id} cannot be made: {error}. Install its packages: "
+            "pip install 'gem-policy[envs]'"
+        ) from error
+
+
+def env_maker(policy: GEMPolicy) -> Callable[[], gym.Env[Any, Any]]:
+    """A function that makes the policy's environment, for SB3's vector environments."""
+    return lambda: make_env(policy)
