@@ -14,10 +14,11 @@ class TrainConfig:
     Attributes:
         seed: Seed of initialization and of every batch.
         behavior_updates: Updates of the behavior model.
+        value_updates: Updates of the state values.
         critic_updates: Updates of the critics.
         actor_updates: Updates of the actor.
         batch_size: Transitions per update.
-        critic_lr: Adam's learning rate for the critics; falls to 0 along a cosine.
+        critic_lr: Adam's learning rate for values and critics; falls to 0 along a cosine.
         policy_lr: The same for behavior model and actor.
         discount: gamma, per step.
         value_steps: n of the state values' targets. 1: IQL's, the critics. Above 1: the n-step
@@ -39,7 +40,8 @@ class TrainConfig:
 
     seed: int = 0
     behavior_updates: int = 30_000
-    critic_updates: int = 60_000
+    value_updates: int = 60_000
+    critic_updates: int = 30_000
     actor_updates: int = 30_000
     batch_size: int = 256
     critic_lr: float = 3e-4
@@ -58,7 +60,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_count("seed", self.seed, 0)
-        for name in ("behavior_updates", "critic_updates", "actor_updates"):
+        for name in ("behavior_updates", "value_updates", "critic_updates", "actor_updates"):
             require_count(name, getattr(self, name), 0)
         require_count("batch_size", self.batch_size)
         require_count("value_steps", self.value_steps)

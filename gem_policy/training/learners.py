@@ -123,8 +123,14 @@ class BehaviorLearner(Learner):
         return loss.loss, {"behavior/log_prob": loss.log_prob, **_usage("behavior", loss.usage)}
 
 
-class CriticLearner(Learner):
-    """Expectile values and temporal-difference critics, every member on its own targets."""
+class ValueLearner(Learner):
+    """Expectile state values V_1..V_E, every member on its own targets.
+
+    With ``value_steps`` 1 these are IQL's: each member has a critic of its own, fitted to
+    ``r + gamma V(s')``, and its value is an expectile of that critic over the data's actions. Above
+    1 it is an expectile of the data's n-step returns and needs no critic. The slow copy is of the
+    values, not of the critics as in IQL: it breaks the same loop and saves an evaluation.
+    """
 
     def __init__(
         self,
@@ -134,46 +140,40 @@ class CriticLearner(Learner):
         device: torch.device,
     ) -> None:
         self.config = config
-        self.critics: CriticEnsemble = build_critics(network, generator).to(device)
+        self.helper: CriticEnsemble = build_critics(network, generator).to(device)
         self.values: ValueEnsemble = build_values(network, generator).to(device)
         self.target: ValueEnsemble = build_values(network, generator).to(device)
         self.target.load_state_dict(self.values.state_dict())
         self.target.requires_grad_(False)
-        modules = {"critic": self.critics, "value": self.values}
-        super().__init__(modules, config.critic_lr, config.critic_updates)
+        modules: dict[str, nn.Module] = {"value": self.values}
+        if config.value_steps == 1:
+            modules["helper"] = self.helper
+        super().__init__(modules, config.critic_lr, config.value_updates)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """IQL's two losses, per member.
-
-        The slow copy is of the state values that the critics bootstrap from, not of the critics as
-        in IQL: it breaks the same loop, and saves evaluating a second critic ensemble.
-        """
-        with torch.no_grad():
-            next_value = self.target(batch.next_observations)
-        q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
-        error = critic_loss(q, batch.rewards, batch.continues, next_value, self.config.discount)
+        """The expectile loss, and the helping critics' where there are any."""
         value = self.values(batch.observations)
-        fit = expectile_loss(self._value_target(batch, q.detach()), value, self.config.expectile)
-        metrics = {
-            "critic/value_loss": fit.loss.detach(),
-            "critic/value": fit.value,
-            "critic/advantage": fit.advantage,
-            "critic/loss": error.loss.detach(),
-            "critic/q": error.q,
-            "critic/spread": error.spread,
-        }
-        return fit.loss + error.loss, metrics
-
-    @torch.no_grad()
-    def _value_target(
-        self, batch: Batch, q: Float[Tensor, "members batch"]
-    ) -> Float[Tensor, "members batch"]:
-        """What the state values are fitted to: the critics, or n-step returns of the data."""
         if self.config.value_steps == 1:
-            return q
-        after = self.target(batch.ahead.observations)
-        target: Tensor = batch.ahead.returns + batch.ahead.discounts * after
-        return target
+            with torch.no_grad():
+                after = self.target(batch.next_observations)
+            q = self.helper(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+            error = critic_loss(q, batch.rewards, batch.continues, after, self.config.discount)
+            fit = expectile_loss(q.detach(), value, self.config.expectile)
+            total = fit.loss + error.loss
+        else:
+            with torch.no_grad():
+                after = self.target(batch.ahead.observations)
+                target = batch.ahead.returns + batch.ahead.discounts * after
+            fit = expectile_loss(target, value, self.config.expectile)
+            total = fit.loss
+        spread = value.detach().std(0, correction=0).mean()
+        metrics = {
+            "value/loss": total.detach(),
+            "value/mean": fit.value,
+            "value/advantage": fit.advantage,
+            "value/spread": spread,
+        }
+        return total, metrics
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -189,14 +189,37 @@ class CriticLearner(Learner):
         target = {f"target.{k}": v for k, v in self.target.state_dict().items()}
         return super().tensors() | target
 
-    @torch.no_grad()
-    def advantage(
-        self, observations: Float[Tensor, "batch obs"], actions: Float[Tensor, "batch action"]
-    ) -> Float[Tensor, " batch"]:
-        """``mean_e [Q_e(s, a) - V_e(s)]``, in scaled reward."""
-        q = self.critics(observations, actions.unsqueeze(-2)).squeeze(-1)
-        difference: Tensor = q - self.values(observations)
-        return difference.mean(0)
+
+class CriticLearner(Learner):
+    """The deployed critics: Q_e(s, a) - V_e(s), in standard deviations over the dataset.
+
+    Member e is fitted to ``r + gamma V_e(s') - V_e(s)`` with V_e finished: what IQL's critic
+    learns, less the state's own value. Candidates of one state share that value, so it cannot
+    change their order; but it is a hundred times larger than what the action changes in one step,
+    and a network that has to represent both gets the difference wrong (our choice, measured).
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        config: TrainConfig,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.critics: CriticEnsemble = build_critics(network, generator).to(device)
+        super().__init__({"critic": self.critics}, config.critic_lr, config.critic_updates)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Squared error, summed over members."""
+        q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+        loss = (q - batch.advantages.T).square().mean(-1).sum()
+        detached = q.detach()
+        metrics = {
+            "critic/loss": loss.detach(),
+            "critic/std": detached.mean(0).std(),
+            "critic/spread": detached.std(0, correction=0).mean(),
+        }
+        return loss, metrics
 
 
 class ActorLearner(Learner):

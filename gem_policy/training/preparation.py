@@ -86,5 +86,6 @@ def _replay(
         ahead_returns=returns.to(device),
         ahead_discounts=discounts.to(device),
         ahead_rows=(index + taken).to(device),
+        advantages=torch.empty(len(data), 0, device=device),
         weights=torch.ones(len(data), device=device),
     )

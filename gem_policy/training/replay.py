@@ -40,6 +40,7 @@ class Batch:
     next_observations: Float[Tensor, "batch obs"]
     continues: Float[Tensor, " batch"]
     ahead: Ahead
+    advantages: Float[Tensor, "batch members"]
     weights: Float[Tensor, " batch"]
 
 
@@ -56,6 +57,7 @@ class Replay:
         ahead_returns: Discounted rewards of the next n steps; see `look_ahead`.
         ahead_discounts: What the value after them is multiplied with.
         ahead_rows: Row of the observation after them.
+        advantages: What the critics are fitted to; no columns until the values are known.
         weights: Weight of each transition in the actor's loss; ones until the critics are known.
     """
 
@@ -67,6 +69,7 @@ class Replay:
     ahead_returns: Float[Tensor, " transitions"]
     ahead_discounts: Float[Tensor, " transitions"]
     ahead_rows: Int[Tensor, " transitions"]
+    advantages: Float[Tensor, "transitions members"]
     weights: Float[Tensor, " transitions"]
 
     def __len__(self) -> int:
@@ -86,6 +89,7 @@ class Replay:
                 self.ahead_discounts[chosen],
                 self.rows[self.ahead_rows[chosen]],
             ),
+            self.advantages[chosen],
             self.weights[chosen],
         )
 

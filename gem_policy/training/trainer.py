@@ -1,4 +1,4 @@
-"""A training run: behavior model, then critics, then actor, then one checkpoint.
+"""A training run: behavior model, state values, critics, actor, then one checkpoint.
 
 In phases, because each needs only what came before: the critics are learned in-sample and never
 ask the actor; the actor's weights are computed once, from the finished critics. That is cheaper
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,13 @@ from gem_policy.errors import TrainingError
 from gem_policy.spaces import observation_size
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner, Learner
+from gem_policy.training.learners import (
+    ActorLearner,
+    BehaviorLearner,
+    CriticLearner,
+    Learner,
+    ValueLearner,
+)
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.provenance import describe
@@ -37,9 +43,11 @@ from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_s
 
 PHASES: dict[str, type[Learner]] = {
     "behavior": BehaviorLearner,
+    "value": ValueLearner,
     "critic": CriticLearner,
     "actor": ActorLearner,
 }
+L = TypeVar("L", bound=Learner)
 ROWS = 8192  # transitions evaluated at once outside of the updates
 
 
@@ -48,7 +56,7 @@ class Progress:
     """What a run tells while it works.
 
     Attributes:
-        phase: ``behavior``, ``critic`` or ``actor``.
+        phase: ``behavior``, ``value``, ``critic`` or ``actor``.
         step: Updates done in the phase.
         updates: Updates of the phase.
         done: Updates done in the whole run.
@@ -147,10 +155,20 @@ def _train(
         if saved is not None and number <= names.index(saved.phase):
             done = saved.step if name == saved.phase else learner.updates
             learner.restore(saved.own(name), done)
-        if name == "actor":
-            replay = weigh(replay, learners["critic"], config)
+        if isinstance(learner, CriticLearner):
+            replay = judge(replay, _finished(learners, "value", ValueLearner), config)
+        elif isinstance(learner, ActorLearner):
+            replay = weigh(replay, _finished(learners, "critic", CriticLearner), config)
         _run_phase(number, learners, replay, config, run, out, progress, log_every, save_seconds)
     return learners
+
+
+def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
+    """A learner of an earlier phase, as what it is."""
+    learner = learners[name]
+    if not isinstance(learner, kind):
+        raise TypeError(f"The {name} phase must be a {kind.__name__}, got {type(learner)}.")
+    return learner
 
 
 def _run_phase(
@@ -209,23 +227,33 @@ def _stop_if_broken(reading: Mapping[str, float], phase: str, step: int, out: Pa
 
 
 @torch.no_grad()
-def weigh(replay: Replay, critic: Learner, config: TrainConfig) -> Replay:
-    """The same transitions with the actor's weights, by the finished critics.
+def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
+    """The same transitions with the critics' targets, by the finished values.
 
-    Advantages are divided by their own standard deviation over the dataset, so that the
-    temperature means the same for every reward scale (our choice).
+    ``[r + gamma V_e(s') - V_e(s)] / sigma``, sigma the standard deviation over the dataset of the
+    members' mean: advantages of any task have the same scale, for the weights' temperature and for
+    lambda alike (our choice).
     """
-    if not isinstance(critic, CriticLearner):
-        raise TrainingError(f"The weights need the critics, got {type(critic).__name__}.")
+    parts = []
+    for chosen in torch.split(torch.arange(len(replay), device=replay.index.device), ROWS):
+        row = replay.index[chosen]
+        after = config.discount * replay.continues[chosen] * value.values(replay.rows[row + 1])
+        parts.append((replay.rewards[chosen] + after - value.values(replay.rows[row])).T)
+    advantages = torch.cat(parts)
+    scale = advantages.mean(-1).std(correction=0).clamp(min=1e-12)
+    return replace(replay, advantages=advantages / scale)
+
+
+@torch.no_grad()
+def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
+    """The same transitions with the actor's weights, by the finished critics' mean."""
     parts = [
-        critic.advantage(replay.rows[index], actions)
+        critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1).mean(0)
         for index, actions in zip(
             torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
         )
     ]
-    advantage = torch.cat(parts)
-    scale = advantage.std(correction=0).clamp(min=1e-12)
-    weights = advantage_weights(advantage / scale, config.weight_temperature, config.weight_max)
+    weights = advantage_weights(torch.cat(parts), config.weight_temperature, config.weight_max)
     return replace(replay, weights=weights)
 
 
@@ -256,7 +284,7 @@ def export(
     provenance: Mapping[str, Any],
 ) -> Checkpoint:
     """The deployed policy: actor, behavior model, critics, statistics, calibration."""
-    modules = {name: learner.modules[name] for name, learner in learners.items()}
+    modules = {name: learners[name].modules[name] for name in ("behavior", "critic", "actor")}
     tensors = {
         f"{name}.{key}": value.detach()
         for name, module in modules.items()
