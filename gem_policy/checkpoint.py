@@ -104,7 +104,7 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
     Raises:
         CheckpointError: It is no such document, is of a newer format, or is inconsistent.
     """
-    if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
+    if not isinstance(document, dict) or type(document.get("format_version")) is not int:
         raise CheckpointError(f"{source} is no gem-policy checkpoint: it has no format version.")
     version = document["format_version"]
     if version > FORMAT_VERSION:

@@ -19,6 +19,8 @@ from gem_policy.errors import SpaceError
 
 Array = NDArray[Any]
 
+MAX_SIZE = 2**24  # numbers in a space; a hostile description is refused before it costs memory
+
 
 def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """``(path of keys, Box)`` of every Box in a space, in Gymnasium's flattening order.
@@ -73,10 +75,12 @@ def from_json(document: Mapping[str, Any]) -> spaces.Space[Any]:
             return spaces.Dict(collections.OrderedDict(order))
         if document["type"] == "Box":
             shape, dtype = tuple(document["shape"]), np.dtype(document["dtype"])
+            if dtype.kind not in "fiub" or not 0 <= math.prod(shape) <= MAX_SIZE:
+                raise ValueError(f"a Box of dtype {dtype} and shape {shape}")
             low = _bound_from_json(document["low"], shape, dtype)
             high = _bound_from_json(document["high"], shape, dtype)
             return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
         raise SpaceError(f"Not the description of a space: {error!r}.") from error
     raise SpaceError(f"Space type must be Box or Dict, got {document['type']!r}.")
 
