@@ -85,7 +85,11 @@ class PairedBound:
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """The lower confidence bound of every candidate's gain over candidate 0."""
-        return lower_bound(candidates.q - candidates.q[..., :1], self.kappa)
+        q = candidates.q
+        # Candidate 0, or where its numbers are broken the first whose are not.
+        first = torch.isfinite(q).all(0).to(torch.uint8).argmax(-1, keepdim=True)
+        reference = q.gather(-1, first.expand(q.shape[0], *first.shape))
+        return lower_bound(q - reference, self.kappa)
 
 
 @dataclass(frozen=True)
