@@ -35,6 +35,8 @@ def standardize(x: Float[Tensor, "*batch candidates"]) -> Float[Tensor, "*batch 
     Non-finite entries stay as they are and do not count. In float64, where neither the square of
     a huge float32 overflows nor that of a denormal one vanishes.
     """
+    if x.numel() == 0:  # torch warns of the variance of nothing
+        return x
     wide = x.double()
     if x.device.type == "cpu" and math.isfinite(wide.sum().item()):
         variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
