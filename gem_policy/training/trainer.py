@@ -170,7 +170,7 @@ def _run_phase(
     sampler = Sampler(len(replay), config.batch_size, config.seed, number)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
-    last_save = time.monotonic()
+    start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
         metrics = learner.update(replay.batch(sampler(learner.step).to(replay.index.device)))
         reading: dict[str, float] = {}
@@ -184,7 +184,9 @@ def _run_phase(
         if reading and time.monotonic() - last_save >= save_seconds:
             save_state(_state(run, name, learners), out)
             last_save = time.monotonic()
-    save_state(_state(run, name, learners), out)
+    # A phase that was finished before says nothing new: the state on disk is further on.
+    if learner.step > start:
+        save_state(_state(run, name, learners), out)
 
 
 def _state(run: Mapping[str, Any], phase: str, learners: Mapping[str, Learner]) -> TrainState:
