@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from fakes import GOAL, NESTED, sample
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import observation_spaces
 
@@ -28,6 +28,7 @@ Space = gym.spaces.Space[Any]
 
 
 @given(observation_spaces())
+@settings(max_examples=40)
 def test_a_space_survives_json_to_the_bit(space: Space) -> None:
     again = from_json(json.loads(json.dumps(to_json(space), allow_nan=False, sort_keys=True)))
     assert again == space
@@ -36,6 +37,7 @@ def test_a_space_survives_json_to_the_bit(space: Space) -> None:
 
 
 @given(observation_spaces(), st.integers(0, 999))
+@settings(max_examples=40)
 def test_rows_are_gymnasiums_flattening(space: Space, seed: int) -> None:
     one = sample(space, np.random.default_rng(seed))
     reader = ObservationReader(space)
