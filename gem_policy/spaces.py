@@ -80,7 +80,14 @@ def from_json(document: Mapping[str, Any]) -> spaces.Space[Any]:
             low = _bound_from_json(document["low"], shape, dtype)
             high = _bound_from_json(document["high"], shape, dtype)
             return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+    ) as error:
         raise SpaceError(f"Not the description of a space: {error!r}.") from error
     raise SpaceError(f"Space type must be Box or Dict, got {document['type']!r}.")
 

@@ -37,9 +37,7 @@ def play(make: Callable[[], gym.Env[Any, Any]], space: Any = BOX, **kwargs: Any)
 @pytest.mark.parametrize("terminates", [False, True])
 def test_returns_and_lengths_are_the_scripts(space: Any, terminates: bool) -> None:
     rewards = [1.0, -0.5, 2.0]
-    records = play(
-        maker(observation_space=space, rewards=rewards, terminates=terminates), space
-    )
+    records = play(maker(observation_space=space, rewards=rewards, terminates=terminates), space)
     assert records.returns == [2.5] * 4
     assert records.lengths == [3] * 4
     assert records.successes == [False] * 4

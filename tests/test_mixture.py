@@ -61,13 +61,13 @@ def test_responsibilities_are_shares(mixture: GaussianMixture, seed: int) -> Non
 def test_only_differences_of_the_logits_matter(mixture: GaussianMixture, shift: float) -> None:
     moved = GaussianMixture(mixture.logits + shift, mixture.mean, mixture.log_std)
     actions = in_box(mixture, 3, 0)
-    assert torch.allclose(
-        moved.log_prob(actions), mixture.log_prob(actions), rtol=1e-4, atol=1e-3
-    )
+    assert torch.allclose(moved.log_prob(actions), mixture.log_prob(actions), rtol=1e-4, atol=1e-3)
 
 
 @given(mixtures(), st.randoms(use_true_random=False))
-def test_the_order_of_the_components_does_not_matter(mixture: GaussianMixture, random: object) -> None:
+def test_the_order_of_the_components_does_not_matter(
+    mixture: GaussianMixture, random: object
+) -> None:
     count = mixture.logits.shape[-1]
     order = list(range(count))
     random.shuffle(order)  # type: ignore[attr-defined]
@@ -75,9 +75,7 @@ def test_the_order_of_the_components_does_not_matter(mixture: GaussianMixture, r
         mixture.logits[..., order], mixture.mean[..., order, :], mixture.log_std[..., order, :]
     )
     actions = in_box(mixture, 3, 0)
-    assert torch.allclose(
-        turned.log_prob(actions), mixture.log_prob(actions), rtol=1e-5, atol=1e-4
-    )
+    assert torch.allclose(turned.log_prob(actions), mixture.log_prob(actions), rtol=1e-5, atol=1e-4)
 
 
 @given(mixtures(), seeds)
@@ -85,9 +83,7 @@ def test_a_batch_is_its_rows(mixture: GaussianMixture, seed: int) -> None:
     actions = in_box(mixture, 3, seed)
     together = mixture.log_prob(actions)
     for place in reference.indices(*mixture.logits.shape[:-1]):
-        row = GaussianMixture(
-            mixture.logits[place], mixture.mean[place], mixture.log_std[place]
-        )
+        row = GaussianMixture(mixture.logits[place], mixture.mean[place], mixture.log_std[place])
         assert torch.allclose(row.log_prob(actions[place]), together[place], rtol=1e-6, atol=1e-5)
         assert torch.equal(row.order(), mixture.order()[place])
         assert torch.equal(row.mode(), mixture.mode()[place])

@@ -146,7 +146,8 @@ MUTANTS = [
            "joint",
            "test_losses:test_with_unit_weights_and_no_floor_the_gradient_is_that_of_the_likelihood"),
     Mutant("hard responsibilities", "training.losses:guided_em_loss",
-           "torch.softmax(detached, dim=-1)", "(detached == detached.amax(-1, keepdim=True)).to(joint)",
+           "torch.softmax(detached, dim=-1)",
+           "(detached == detached.amax(-1, keepdim=True)).to(joint)",
            "test_losses:test_guided_em_is_the_formula"),
     Mutant("weights forgotten", "training.losses:guided_em_loss", "-(weights * (", "-((",
            "test_losses:test_a_weight_of_zero_is_an_absent_transition"),
@@ -156,7 +157,8 @@ MUTANTS = [
            "(episode[here] == episode[ahead:]) & ", "",
            "test_replay:test_returns_ahead_are_the_sum_written_out"),
     # -- units and files
-    Mutant("bound outside of the box", "normalize:ActionScaler.invert", "torch.clamp(scaled, self.low, self.high)",
+    Mutant("bound outside of the box", "normalize:ActionScaler.invert",
+           "torch.clamp(scaled, self.low, self.high)",
            "scaled * 1.001",
            "test_predictor:test_the_action_lies_in_the_space_whatever_the_settings"),
     Mutant("NaN let through", "checkpoint:check_tensors",
@@ -175,7 +177,9 @@ def test_module(name: str) -> ModuleType:
     """A module of tests, once for all mutants."""
     if name not in sys.modules:
         here = Path(__file__).parent
-        path = next(p for p in (here / f"{name}.py", here / "training" / f"{name}.py") if p.exists())
+        path = next(
+            p for p in (here / f"{name}.py", here / "training" / f"{name}.py") if p.exists()
+        )
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -206,7 +210,10 @@ def apply(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
         return
     for holder in list(sys.modules.values()):
         known = getattr(holder, "__name__", "")
-        if known.startswith(("gem_policy", "test_", "fakes")) and vars(holder).get(name) is original:
+        if (
+            known.startswith(("gem_policy", "test_", "fakes"))
+            and vars(holder).get(name) is original
+        ):
             patch.setattr(holder, name, made)
 
 

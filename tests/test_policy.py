@@ -141,7 +141,9 @@ def test_settings_change_at_any_time_and_only_by_settings() -> None:
         policy.selection = {"candidates": 3}  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="`candidates` must be an integer >= 1, got 0"):
         policy.selection.replace(candidates=0)
-    with pytest.raises(ConfigError, match=r"Unknown selection settings \['budget'\]; known .*kappa"):
+    with pytest.raises(
+        ConfigError, match=r"Unknown selection settings \['budget'\]; known .*kappa"
+    ):
         policy.selection.replace(budget=3)
 
 

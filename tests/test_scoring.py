@@ -145,9 +145,7 @@ def test_paired_bound_forgets_what_a_member_thinks_of_the_whole_state(
     offsets = shift * torch.arange(candidates.q.shape[0], dtype=torch.float64)
     q = candidates.q.double()
     moved = q + offsets.reshape(-1, *[1] * (q.ndim - 1))
-    first, second = (
-        PairedBound(kappa)(candidate_set_of(x, candidates)) for x in (q, moved)
-    )
+    first, second = (PairedBound(kappa)(candidate_set_of(x, candidates)) for x in (q, moved))
     assert torch.allclose(first, second, rtol=1e-9, atol=1e-8)
 
 
@@ -286,7 +284,9 @@ def test_scores_follow_a_permutation_of_the_candidates(
 
 
 @given(rules, candidate_sets(st.sampled_from([(3,), (3, 2)]), MODERATE))
-def test_scores_of_a_batch_are_those_of_its_rows(rule: ScoringRule, candidates: CandidateSet) -> None:
+def test_scores_of_a_batch_are_those_of_its_rows(
+    rule: ScoringRule, candidates: CandidateSet
+) -> None:
     together = rule(candidates)
     for place in reference.indices(*together.shape[:-1]):
         row = CandidateSet(

@@ -45,7 +45,9 @@ def test_the_first_best_is_chosen(x: np.ndarray) -> None:
 
 
 @given(scores_of_any_batch, st.permutations(range(6)))
-def test_the_choice_follows_a_permutation_of_the_candidates(x: np.ndarray, order: list[int]) -> None:
+def test_the_choice_follows_a_permutation_of_the_candidates(
+    x: np.ndarray, order: list[int]
+) -> None:
     scores = torch.from_numpy(x)
     straight = scores.gather(-1, select(scores).unsqueeze(-1))
     turned = scores[..., order]

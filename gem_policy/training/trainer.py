@@ -190,9 +190,7 @@ def _run_phase(
         _save(run, name, learners, out)
 
 
-def _save(
-    run: Mapping[str, Any], phase: str, learners: Mapping[str, Learner], out: Path
-) -> None:
+def _save(run: Mapping[str, Any], phase: str, learners: Mapping[str, Learner], out: Path) -> None:
     """Save the run as it stands, finished learners and the one at work, if it is sound."""
     tensors = {
         f"{name}/{key}": value

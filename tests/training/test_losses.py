@@ -122,8 +122,7 @@ def test_guided_em_is_the_formula(mixture: GaussianMixture, floor: float, seed: 
 
 def parameters(mixture: GaussianMixture) -> list[torch.Tensor]:
     return [
-        x.double().clone().requires_grad_()
-        for x in (mixture.logits, mixture.mean, mixture.log_std)
+        x.double().clone().requires_grad_() for x in (mixture.logits, mixture.mean, mixture.log_std)
     ]
 
 

@@ -96,13 +96,17 @@ def test_every_transition_keeps_its_own_successor_and_end(dataset: Dataset) -> N
         after = prepared.normalizer.invert(batch.next_observations)
         whole = dataset.transitions.all()
         for i in range(len(part)):
-            (j,) = torch.nonzero(
-                torch.isclose(whole.observations, seen[i], atol=1e-4).all(-1)
-            ).flatten().tolist()
+            (j,) = (
+                torch.nonzero(torch.isclose(whole.observations, seen[i], atol=1e-4).all(-1))
+                .flatten()
+                .tolist()
+            )
             assert torch.allclose(after[i], whole.next_observations[j], atol=1e-4)
             actions = prepared.scaler.invert(batch.actions[i])
             assert torch.allclose(actions, whole.actions[j], atol=1e-5)
-            assert float(batch.rewards[i]) == pytest.approx(2 * float(whole.rewards[j]) - 1, abs=1e-5)
+            assert float(batch.rewards[i]) == pytest.approx(
+                2 * float(whole.rewards[j]) - 1, abs=1e-5
+            )
             assert bool(batch.continues[i]) is not bool(dataset.transitions.terminated[j])
     assert len(prepared.training) + len(prepared.held_out) == len(dataset.transitions)
 

@@ -229,7 +229,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_stays(
         **{**vars(dataset.transitions), "rewards": dataset.transitions.rewards * for_ever}
     )
     broken = type(dataset)(**{**vars(dataset), "transitions": huge})
-    with pytest.raises(TrainingError, match=r"critic/loss.*by update 5 of the critic phase") as told:
+    with pytest.raises(
+        TrainingError, match=r"critic/loss.*by update 5 of the critic phase"
+    ) as told:
         run(broken, tmp_path, wild)
     assert STATE_FILE in str(told.value) and "learning rate" in str(told.value)
     state = read_state(tmp_path)
