@@ -30,6 +30,7 @@ class CandidateSet:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for all callers, those with gradients among them
 def noise_table(
     count: int, means: int, action_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, " {count-means}"], Float[Tensor, "{count} action"]]:

@@ -104,7 +104,7 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
     Raises:
         CheckpointError: It is no such document, is of a newer format, or is inconsistent.
     """
-    if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
+    if not isinstance(document, dict) or type(document.get("format_version")) is not int:
         raise CheckpointError(f"{source} is no gem-policy checkpoint: it has no format version.")
     version = document["format_version"]
     if version > FORMAT_VERSION:
@@ -181,6 +181,7 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the Hugging Face layout: ``model.safetensors`` and its description, ``config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     save(checkpoint, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # an old one would contradict the new weights
     text = json.dumps(to_document(checkpoint), sort_keys=True, indent=1, allow_nan=False)
     write_atomically(folder / CONFIG_FILE, text.encode())
 
@@ -202,9 +203,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o644)  # mkstemp's is private; a checkpoint is an ordinary file
         os.replace(temporary, path)
     except OSError as error:
+        raise CheckpointError(f"Could not write {path}: {error}. Nothing was changed.") from error
+    finally:  # after an interruption, too
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise CheckpointError(f"Could not write {path}: {error}. Nothing was changed.") from error
 
 
 def load(path: Path) -> Checkpoint:

@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 VALUE_SCALES = ("raw", "standardized")
 BOUNDS = ("lower", "paired")
+# No network of this method is larger; a hostile checkpoint is refused before it costs memory.
+MAX_SIZE = 2**20
+MAX_LAYERS = 64
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -27,10 +30,12 @@ def require_number(name: str, value: object, expected: str, low: float, high: fl
     require(number and math.isfinite(value) and low <= value <= high, name, value, expected)  # type: ignore[arg-type,operator]
 
 
-def require_count(name: str, value: object, low: int = 1) -> None:
-    """`require` for an integer of at least ``low``."""
+def require_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+    """`require` for an integer of at least ``low``, and at most ``high`` if that is given."""
+    expected = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= low, name, value, f"an integer >= {low}")  # type: ignore[operator]
+    fine = whole and value >= low and (high is None or value <= high)  # type: ignore[operator]
+    require(fine, name, value, expected)
 
 
 def from_mapping(kind: type[T], values: dict[str, Any], where: str) -> T:
@@ -95,13 +100,14 @@ class NetworkConfig:
             "behavior_components",
             "critics",
         ):
-            require_count(name, getattr(self, name))
+            require_count(name, getattr(self, name), high=MAX_SIZE)
         for name in ("actor_hidden", "behavior_hidden", "critic_hidden"):
             widths = getattr(self, name)
-            fine = isinstance(widths, tuple) and len(widths) >= 1
-            require(fine, name, widths, "a non-empty tuple of layer widths")
+            count = len(widths) if isinstance(widths, tuple) else 0
+            require(count >= 1, name, widths, "a non-empty tuple of layer widths")
+            require(count <= MAX_LAYERS, name, f"{count} layers", f"at most {MAX_LAYERS} layers")
             for width in widths:
-                require_count(name, width)
+                require_count(name, width, high=MAX_SIZE)
         require(
             isinstance(self.critic_layer_norm, bool),
             "critic_layer_norm",
@@ -132,6 +138,10 @@ class SelectionConfig:
             each member's *difference* to its value of candidate 0, the actor's mode, which
             cancels what is common to all actions of the state (our choice, not the paper's).
         proposal_scale: Factor on the components' standard deviations when candidates are drawn.
+        value_knee: Standardized values above this count a tenth of the excess (our choice). The
+            best of N noisy values is the more overrated the larger N is; with a knee, a larger
+            budget goes into finding a good value with more support instead. None: no knee. Has no
+            effect on raw values.
     """
 
     candidates: int = 32
@@ -141,6 +151,7 @@ class SelectionConfig:
     temperature: float = 0.0
     bound: str = "lower"
     proposal_scale: float = 1.0
+    value_knee: float | None = None
 
     def __post_init__(self) -> None:
         require_count("candidates", self.candidates)
@@ -151,6 +162,8 @@ class SelectionConfig:
         require(
             self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
         )
+        if self.value_knee is not None:
+            require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")
 
     def replace(self, **changes: Any) -> SelectionConfig:

@@ -21,7 +21,11 @@ from gem_policy.mixture import GaussianMixture
 def _uniform(shape: Sequence[int], fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
     """Uniform in +-1/sqrt(fan_in): the range of torch's own linear layers."""
     bound = 1 / math.sqrt(fan_in)
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+    weights = torch.empty(*shape)
+    # Shapes alone are wanted on the meta device, and drawing there costs seconds of imports.
+    if not weights.is_meta:
+        weights.uniform_(-bound, bound, generator=generator)
+    return nn.Parameter(weights)
 
 
 class MixturePolicy(nn.Module):
@@ -51,11 +55,12 @@ class MixturePolicy(nn.Module):
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
         self.weights = nn.ParameterList(_uniform((o, i), i, generator) for i, o in pairs)
         self.biases = nn.ParameterList(_uniform((o,), i, generator) for i, o in pairs)
-        spread = torch.rand(components, action_size, generator=generator) * 2 - 1
-        if components > 1:
-            with torch.no_grad():
-                start, stop = components, components * (1 + action_size)
-                self.biases[-1][start:stop] = spread.flatten()
+        if not self.biases[-1].is_meta:
+            spread = torch.rand(components, action_size, generator=generator) * 2 - 1
+            if components > 1:
+                with torch.no_grad():
+                    start, stop = components, components * (1 + action_size)
+                    self.biases[-1][start:stop] = spread.flatten()
 
     def forward(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The mixture for every observation (normalized units)."""

@@ -44,8 +44,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch's goes on for a screen
         raise ConfigError(
-            f"Device {str(device)!r} cannot be used here ({error}). Use device='auto' or 'cpu'; "
+            f"Device {str(device)!r} cannot be used here ({reason}). Use device='auto' or 'cpu'; "
             "for CUDA, install a torch build with CUDA and check torch.cuda.is_available()."
         ) from error
     return chosen

@@ -18,6 +18,7 @@ from gem_policy.candidates import CandidateSet
 from gem_policy.config import SelectionConfig
 
 TIE = 1e-6  # std, relative to the root mean square, below which candidates count as tied
+BEYOND_KNEE = 0.1  # what counts of a standardized value's excess over the knee
 
 
 @runtime_checkable
@@ -35,6 +36,8 @@ def standardize(x: Float[Tensor, "*batch candidates"]) -> Float[Tensor, "*batch 
     Non-finite entries stay as they are and do not count. In float64, where neither the square of
     a huge float32 overflows nor that of a denormal one vanishes.
     """
+    if x.numel() == 0:  # torch warns of the variance of nothing
+        return x
     wide = x.double()
     if x.device.type == "cpu" and math.isfinite(wide.sum().item()):
         variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
@@ -85,18 +88,30 @@ class PairedBound:
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """The lower confidence bound of every candidate's gain over candidate 0."""
-        return lower_bound(candidates.q - candidates.q[..., :1], self.kappa)
+        q = candidates.q
+        # Candidate 0, or where its numbers are broken the first whose are not.
+        first = torch.isfinite(q).all(0).to(torch.uint8).argmax(-1, keepdim=True)
+        reference = q.gather(-1, first.expand(q.shape[0], *first.shape))
+        return lower_bound(q - reference, self.kappa)
 
 
 @dataclass(frozen=True)
 class Standardized:
-    """Another rule's scores, standardized within the state's candidates (our choice)."""
+    """Another rule's scores, standardized within the state's candidates (our choice).
+
+    Above the knee only a tenth of the excess counts: order is kept, but a value that is better
+    than those of most candidates is no longer worth much support.
+    """
 
     base: ScoringRule
+    knee: float | None = None
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
-        """Scores with mean 0 and std 1 per state."""
-        return standardize(self.base(candidates))
+        """Scores with mean 0 and std 1 per state, up to the knee."""
+        z = standardize(self.base(candidates))
+        if self.knee is None:
+            return z
+        return torch.minimum(z, self.knee + BEYOND_KNEE * (z - self.knee))
 
 
 @dataclass(frozen=True)
@@ -135,5 +150,5 @@ def rule_of(config: SelectionConfig) -> ScoringRule:
     if config.bound == "lower":
         base = LowerBound(config.kappa)
     if config.value_scale == "standardized":
-        base = Standardized(base)
+        base = Standardized(base, config.value_knee)
     return BehaviorNormalized(base, config.support_weight) if config.support_weight else base

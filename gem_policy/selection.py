@@ -56,8 +56,10 @@ def select(
         return scores.argmax(-1)
     best = scores.amax(-1, keepdim=True)
     alive = torch.isfinite(best)
-    # Shifted before dividing: a tiny temperature must not turn into inf - inf.
-    logits = torch.where(alive, (scores - torch.where(alive, best, 0.0)) / temperature, 0.0)
-    weights = torch.softmax(logits.double(), dim=-1).reshape(-1, scores.shape[-1])
+    # Shifted before dividing, and in float64: a tiny temperature must turn neither into inf - inf
+    # nor, rounded to 0, into 0 / 0.
+    shifted = (scores - torch.where(alive, best, 0.0)).double()
+    logits = torch.where(alive, shifted / temperature, 0.0)
+    weights = torch.softmax(logits, dim=-1).reshape(-1, scores.shape[-1])
     drawn = torch.multinomial(weights, 1, generator=generator).reshape(scores.shape[:-1])
     return torch.where(alive.squeeze(-1), drawn, 0)

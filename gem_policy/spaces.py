@@ -19,6 +19,8 @@ from gem_policy.errors import SpaceError
 
 Array = NDArray[Any]
 
+MAX_SIZE = 2**24  # numbers in a space; a hostile description is refused before it costs memory
+
 
 def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """``(path of keys, Box)`` of every Box in a space, in Gymnasium's flattening order.
@@ -73,10 +75,19 @@ def from_json(document: Mapping[str, Any]) -> spaces.Space[Any]:
             return spaces.Dict(collections.OrderedDict(order))
         if document["type"] == "Box":
             shape, dtype = tuple(document["shape"]), np.dtype(document["dtype"])
+            if dtype.kind not in "fiub" or not 0 <= math.prod(shape) <= MAX_SIZE:
+                raise ValueError(f"a Box of dtype {dtype} and shape {shape}")
             low = _bound_from_json(document["low"], shape, dtype)
             high = _bound_from_json(document["high"], shape, dtype)
             return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+    ) as error:
         raise SpaceError(f"Not the description of a space: {error!r}.") from error
     raise SpaceError(f"Space type must be Box or Dict, got {document['type']!r}.")
 
@@ -88,14 +99,18 @@ def _bound_to_json(bound: Array) -> Any:
     return np.vectorize(_number_to_json, otypes=[object])(bound).tolist()
 
 
-def _number_to_json(value: float) -> float | str:
-    return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+def _number_to_json(value: Any) -> float | int | str:
+    if not math.isfinite(value):
+        return "inf" if value > 0 else "-inf"
+    number: float | int = np.asarray(value).item()  # integers stay so: a float cannot hold all
+    return number
 
 
 def _bound_from_json(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     numbers = np.asarray(value, dtype=object)
-    floats = np.vectorize(float, otypes=[np.float64])(numbers)
-    return np.broadcast_to(floats, shape).astype(dtype)
+    kind = int if dtype.kind in "iu" else float
+    exact = np.vectorize(kind, otypes=[object])(numbers)
+    return np.broadcast_to(exact, shape).astype(dtype)
 
 
 def action_box(space: spaces.Space[Any]) -> spaces.Box:
@@ -104,9 +119,10 @@ def action_box(space: spaces.Space[Any]) -> spaces.Box:
     Raises:
         SpaceError: It is no bounded one-dimensional Box.
     """
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+    numbers = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not numbers:
         raise SpaceError(
-            f"The action space must be a one-dimensional Box, got {space}. "
+            f"The action space must be a one-dimensional Box of real numbers, got {space}. "
             "Discrete actions are not what this method is for."
         )
     return space

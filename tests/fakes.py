@@ -9,10 +9,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import build_actor, build_behavior, build_critics
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import observation_size
@@ -195,3 +197,18 @@ class LinearEnv(gym.Env[Any, Any]):
         reward = -float((action[0] - self.best) ** 2)
         observation = sample(self.observation_space, self.np_random)
         return observation, reward, False, self.t == self.steps, {"is_success": reward > -0.01}
+
+
+# Four components, one of them without weight.
+MIXTURE = GaussianMixture(
+    torch.tensor([0.3, -0.7, -1e30, 1.0]),
+    torch.tensor([[-0.8], [0.1], [9.0], [0.6]]),
+    torch.tensor([[-2.0], [-1.0], [0.0], [-3.0]]),
+)
+
+
+def distribution_function(mixture: GaussianMixture, x: np.ndarray[Any, Any]) -> Any:
+    """Share of a one-dimensional mixture that lies below each x."""
+    weights = torch.softmax(mixture.logits.double(), -1).numpy()
+    mean, std = mixture.mean[:, 0].double().numpy(), mixture.log_std[:, 0].double().exp().numpy()
+    return (weights * stats.norm.cdf(np.atleast_1d(x)[:, None], mean, std)).sum(-1)

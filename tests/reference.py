@@ -87,12 +87,9 @@ def standardize(values: Sequence[float]) -> list[float]:
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return list(values)
-    centre = mean_of(finite)
-    largest = max(abs(v) for v in finite)
-    spread = max(abs(v - centre) for v in finite)
-    if spread <= TIE * largest:
+    centre, deviation = mean_of(finite), std_of(finite)
+    if deviation <= TIE * math.hypot(deviation, centre):
         return [0.0 if math.isfinite(v) else v for v in values]
-    deviation = std_of(finite)
     return [(v - centre) / deviation if math.isfinite(v) else v for v in values]
 
 

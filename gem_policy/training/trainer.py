@@ -11,6 +11,7 @@ bit for bit the run that was not.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def _run_phase(
     sampler = Sampler(len(replay), config.batch_size, config.seed, number)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
-    last_save = time.monotonic()
+    start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
         metrics = learner.update(replay.batch(sampler(learner.step).to(replay.index.device)))
         reading: dict[str, float] = {}
@@ -200,27 +201,33 @@ def _run_phase(
             progress(Progress(name, learner.step, learner.updates, done, total, reading))
         # Only right after a healthy reading, so that the state on disk is always a good one.
         if reading and time.monotonic() - last_save >= save_seconds:
-            save_state(_state(run, name, learners), out)
+            _save(run, name, learners, out)
             last_save = time.monotonic()
-    save_state(_state(run, name, learners), out)
+    # A phase that was finished before says nothing new: the state on disk is further on.
+    if learner.step > start:
+        _save(run, name, learners, out)
 
 
-def _state(run: Mapping[str, Any], phase: str, learners: Mapping[str, Learner]) -> TrainState:
-    """The run as it stands: finished learners and the one at work."""
+def _save(run: Mapping[str, Any], phase: str, learners: Mapping[str, Learner], out: Path) -> None:
+    """Save the run as it stands, finished learners and the one at work, if it is sound."""
     tensors = {
         f"{name}/{key}": value
         for name, learner in learners.items()
         for key, value in learner.tensors().items()
     }
-    return TrainState(run, phase, learners[phase].step, tensors)
+    step = learners[phase].step
+    # The losses are those before the last step; what it did to the weights shows in them alone.
+    broken = {k: math.nan for k, v in tensors.items() if not bool(torch.isfinite(v).all())}
+    _stop_if_broken(broken, phase, step, out)
+    save_state(TrainState(run, phase, step, tensors), out)
 
 
 def _stop_if_broken(reading: Mapping[str, float], phase: str, step: int, out: Path) -> None:
-    """Raise if a metric is NaN or infinite."""
+    """Raise if one of the numbers is NaN or infinite."""
     broken = [key for key, value in reading.items() if not abs(value) < float("inf")]
     if broken:
         raise TrainingError(
-            f"{broken} became NaN or infinite by update {step} of the {phase} phase. The last "
+            f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. The last "
             f"good state is in {out / STATE_FILE}. Lower the learning rate or the reward scale, "
             "or look for extreme values in the data with `gem-policy doctor`."
         )

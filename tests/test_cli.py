@@ -1,0 +1,218 @@
+"""Every verb of the command line, on real files; what a user can mend is one message and exit 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from fakes import tiny_checkpoint
+from small_datasets import random_episode, write_dataset
+
+from gem_policy import __version__, pretrained
+from gem_policy.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, save_folder
+from gem_policy.cli import main
+
+ENV = "InvertedPendulum-v5"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One shipped policy for a real environment, as if this were the wheel."""
+    env = gym.make(ENV, max_episode_steps=6)
+    assert env.spec is not None and isinstance(env.action_space, gym.spaces.Box)
+    told = {"dataset_id": "test/pole-v0", "eval_env_spec": json.loads(env.spec.to_json())}
+    made = tiny_checkpoint(env.observation_space, env.action_space, provenance=told)
+    env.close()
+    save_folder(made, tmp_path / "pole")
+    monkeypatch.setattr(pretrained, "names", lambda: ("pole",))
+    monkeypatch.setattr(pretrained, "path", lambda name: tmp_path / name)
+    return tmp_path / "pole"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["gem-policy", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    code = left.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["train", "--help"], ["list"]]
+)
+def test_help_is_fast_because_it_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from gem_policy.cli import main\n"
+        f"sys.argv = ['gem-policy', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as left:\n    assert not left.code, left.code\n"
+        "heavy = {'torch', 'gymnasium', 'numpy', 'minari', 'stable_baselines3', 'scipy'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))"
+    )
+    told = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=120)
+    assert "LOADED []" in told
+
+
+def test_the_version_is_the_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip() == f"gem-policy {__version__}"
+
+
+def test_list_names_what_is_shipped(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list") == 0
+    assert capsys.readouterr().out == "pole\n"
+    assert call(monkeypatch, "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == ["pole"]
+
+
+def test_info_tells_what_the_checkpoint_says(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "info", "pole") == 0
+    text = capsys.readouterr().out
+    for part in ("test/pole-v0", ENV, "actor_components", "kappa"):
+        assert part in text
+    assert call(monkeypatch, "info", shipped / WEIGHTS_FILE, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((shipped / CONFIG_FILE).read_text())
+
+
+def test_evaluate_plays_every_row_and_writes_every_episode(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "deep" / "report.json"
+    arguments = ["--episodes", 3, "--envs", 2, "--candidates", "1,4", "--support-weight", "0,1"]
+    arguments += ["--baselines", "--compare", f"again={shipped}", "--seed", 5, "--json", out]
+    assert call(monkeypatch, "evaluate", "pole", *arguments) == 0
+    text = capsys.readouterr().out
+    assert f"pole in {ENV}, 3 episodes per row, seed 5" in text
+    document = json.loads(out.read_text())
+    labels = [row["label"] for row in document["rows"]]
+    assert labels[4:] == [
+        "again",
+        *("GEM N=1 lambda=0", "GEM N=4 lambda=0", "GEM N=1 lambda=1", "GEM N=4 lambda=1"),
+    ]
+    for row in document["rows"]:
+        assert row["label"] in text
+        assert len(row["episodes"]["return"]) == 3
+        summary = row["summary"]["return"]
+        assert summary["low"] <= summary["mean"] <= summary["high"]
+    assert document["environment"]["id"] == ENV
+
+
+def test_the_same_evaluation_gives_the_same_returns(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        arguments = ("evaluate", "pole", "--episodes", 2, "--baselines", "--json", out)
+        assert call(monkeypatch, *arguments) == 0
+        rows = json.loads(out.read_text())["rows"]
+        seen.append([row["episodes"]["return"] for row in rows])
+    assert seen[0] == seen[1]
+
+
+def test_train_makes_a_policy_and_evaluate_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    write_dataset("test/cli-v0", [random_episode(8, rng) for _ in range(5)])
+    settings = tmp_path / "settings.json"
+    short = {"behavior_updates": 4, "critic_updates": 4, "actor_updates": 4, "batch_size": 8}
+    settings.write_text(json.dumps({**short, "critic_hidden": [8], "candidates": 9}))
+    out = tmp_path / "run"
+    arguments: list[Any] = ["train", "test/cli-v0", "--out", out, "--config", settings]
+    arguments += ["--set", "kappa=0.25", "--set", "actor_hidden=[8]", "--set", "bound=paired"]
+    assert call(monkeypatch, *arguments, "--seed", 3) == 0
+    assert f"Wrote {out / WEIGHTS_FILE}" in capsys.readouterr().out
+    made = load(out)
+    assert made.config.selection.candidates == 9
+    assert (made.config.selection.kappa, made.config.selection.bound) == (0.25, "paired")
+    assert made.config.network.actor_hidden == (8,)
+    assert made.provenance["train"]["seed"] == 3
+    assert any((out / "tensorboard").iterdir())
+    assert call(monkeypatch, "evaluate", out, "--episodes", 1) == 2
+    assert "names no environment" in capsys.readouterr().err
+
+
+def test_datasets_are_listed_and_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    name = "gem/pointmaze/umaze-v0"
+    assert call(monkeypatch, "datasets", "list", "--json") == 0
+    assert {"name": name, "here": False} in json.loads(capsys.readouterr().out)
+    assert call(monkeypatch, "datasets", "make", name, "--steps", 600) == 0
+    assert f"Made {name}" in capsys.readouterr().out
+    assert call(monkeypatch, "datasets", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith(name)] == [[name, "here"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["info", "poel"], "Did you mean 'pole'?"),
+        (["info", "nowhere/at/all"], "There is no file or folder"),
+        (["evaluate", "pole", "--candidates", "1,x"], "--candidates takes numbers separated by"),
+        (["evaluate", "pole", "--candidates", "0"], "`candidates` must be an integer >= 1"),
+        (["evaluate", "pole", "--kappa", "-1"], "`kappa` must be a finite number >= 0"),
+        (["evaluate", "pole", "--compare", "x"], "--compare takes LABEL=SOURCE"),
+        (["evaluate", "pole", "--episodes", "0"], "`episodes` must be an integer >= 1"),
+        (["evaluate", "pole", "--device", "nonsense"], "Device 'nonsense' cannot be used"),
+        (["train", "test/absent-v0", "--out", "OUT"], "test/absent-v0"),
+        (["train", "test/absent-v0", "--out", "OUT", "--set", "lam"], "--set takes NAME=VALUE"),
+        (["train", "x", "--out", "OUT", "--set", "lam=1"], "There is no setting 'lam'"),
+        (["train", "x", "--out", "OUT", "--set", "kappa=abc"], "`kappa` must be"),
+        (["train", "x", "--out", "OUT", "--config", "absent.json"], "no JSON file of settings"),
+        (["train", "x", "--out", "OUT", "--set", "observation_size=3"], "There is no setting"),
+        (["datasets", "make", "gem/pointmaze/umazy-v0"], "Did you mean"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *[tmp_path / "out" if a == "OUT" else a for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("gem-policy: ")
+    assert "Traceback" not in error
+
+
+def test_an_unknown_verb_or_option_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "fly") == 2
+    assert "No such command 'fly'" in capsys.readouterr().err
+    assert call(monkeypatch, "list", "--wings") == 2
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "gem_policy", "--version"]
+    told = subprocess.check_output(command, text=True, timeout=120, cwd="/")
+    assert told.strip() == f"gem-policy {__version__}"

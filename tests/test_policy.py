@@ -1,0 +1,303 @@
+"""GEMPolicy: found by any name, decides by the rule, explains itself, falls back safely."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from fakes import BOX, GOAL, row_of, sample, tiny_checkpoint, tiny_policy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import seeds, selections
+
+from gem_policy import pretrained
+from gem_policy.checkpoint import WEIGHTS_FILE, save_folder
+from gem_policy.config import SelectionConfig
+from gem_policy.errors import CheckpointError, ConfigError, SpaceError
+from gem_policy.policy import GEMPolicy, MixturePredictor, choose_device
+
+POLICY = tiny_policy()
+SHAPES = st.sampled_from([(), (3,), (3, 2), (0,)])
+
+
+def observations(*batch: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*batch, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def with_settings(selection: SelectionConfig) -> GEMPolicy:
+    POLICY.selection = selection
+    return POLICY
+
+
+# -- decide --------------------------------------------------------------------------------------
+
+
+@given(selections, SHAPES, st.one_of(st.none(), seeds))
+@settings(max_examples=40)
+def test_decisions_have_the_shapes_and_units_that_they_promise(
+    selection: SelectionConfig, batch: tuple[int, ...], seed: int | None
+) -> None:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    decision = with_settings(selection).decide(observations(*batch), generator)
+    n = selection.candidates
+    assert decision.action.shape == (*batch, 2)
+    assert decision.index.shape == decision.supported.shape == batch
+    assert decision.scores.shape == decision.candidates.log_behavior.shape == (*batch, n)
+    assert decision.candidates.q.shape == (3, *batch, n)
+    assert decision.supported.all()
+    low, high = torch.tensor([-1.0, 0.25]), torch.tensor([1.0, 4.0])
+    assert ((decision.action >= low) & (decision.action <= high)).all()
+    inside = decision.candidates.actions
+    assert ((inside >= -1) & (inside <= 1)).all()
+    for place in reference.indices(*batch):
+        chosen = inside[place][int(decision.index[place])]
+        expected = low + (chosen + 1) / 2 * (high - low)
+        assert torch.allclose(decision.action[place], expected, atol=1e-5)
+
+
+@given(selections, seeds)
+@settings(max_examples=40)
+def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -> None:
+    decision = with_settings(selection).decide(observations(seed=seed))
+    q = decision.candidates.q.double().tolist()
+    expected = reference.scores(
+        q,
+        decision.candidates.log_behavior.double().tolist(),
+        kappa=selection.kappa,
+        weight=selection.support_weight,
+        value_scale=selection.value_scale,
+        bound=selection.bound,
+    )
+    best = expected[int(decision.index)]
+    # Scores nearer than float32 can tell may come in either order.
+    size = 1 + max(abs(v) for v in expected) + (1 + selection.kappa) * max(map(max, q), default=0)
+    assert best >= max(expected) - 2e-3 * size
+
+
+@given(selections)
+@settings(max_examples=20)
+def test_rows_of_a_batch_agree_with_single_decisions(selection: SelectionConfig) -> None:
+    policy, batch = with_settings(selection), observations(4)
+    together = policy.decide(batch)
+    for i in range(4):
+        alone = policy.decide(batch[i])
+        assert torch.allclose(alone.candidates.actions, together.candidates.actions[i], atol=1e-5)
+        assert torch.allclose(alone.candidates.q, together.candidates.q[:, i], atol=1e-4)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0, 5))
+@settings(max_examples=25)
+def test_the_best_score_never_falls_as_the_budget_grows_under_a_fixed_rule(
+    one: int, other: int, kappa: float
+) -> None:
+    few, many = sorted((one, other))
+    rule = SelectionConfig(kappa=kappa, support_weight=0.0, value_scale="raw")
+    batch = observations(3)
+    small = with_settings(rule.replace(candidates=few)).decide(batch).scores.amax(-1)
+    large = with_settings(rule.replace(candidates=many)).decide(batch).scores.amax(-1)
+    assert (large >= small - 1e-5 * (1 + small.abs())).all()
+
+
+def test_one_candidate_is_the_actors_mode() -> None:
+    batch = sample(BOX, np.random.default_rng(0), (5,))
+    one = with_settings(SelectionConfig(candidates=1))
+    expected, _ = MixturePredictor(one, "actor").predict(batch, deterministic=True)
+    np.testing.assert_array_equal(one.predict(batch, deterministic=True)[0], expected)
+    slow = one.decide(torch.from_numpy(batch)).action
+    np.testing.assert_allclose(slow, expected, rtol=1e-6)
+
+
+def test_without_any_finite_value_the_actors_mode_is_returned_and_said() -> None:
+    made = tiny_checkpoint()
+    tensors = {**made.tensors, "critic.biases.2": torch.full((3, 1, 1), 3e38)}
+    policy = GEMPolicy(type(made)(made.config, tensors, {}), torch.device("cpu"))
+    batch = observations(4)
+    decision = policy.decide(batch)
+    assert not decision.supported.any()
+    assert (decision.scores == -torch.inf).all()
+    expected = policy.scaler.invert(policy.mixture(batch).mode())
+    assert torch.allclose(decision.action, expected, atol=1e-6)
+    assert "the actor's mode was returned" in str(policy.explain(batch[0].numpy()))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 1)])
+def test_decide_names_the_size_that_it_wants(shape: tuple[int, ...]) -> None:
+    with pytest.raises(SpaceError, match=r"shape \(\*batch, 3\), got .*`predict`"):
+        POLICY.decide(torch.zeros(shape))
+
+
+def test_settings_change_at_any_time_and_only_by_settings() -> None:
+    policy = tiny_policy()
+    one = observations()
+    policy.selection = policy.selection.replace(candidates=5)
+    assert policy.decide(one).scores.shape == (5,)
+    policy.selection = policy.selection.replace(candidates=50)
+    assert policy.decide(one).scores.shape == (50,)
+    with pytest.raises(ConfigError, match=r"must be a SelectionConfig, got dict.*replace\("):
+        # Unwrapped, for the tests' type checker refuses it before.
+        inspect.unwrap(GEMPolicy.selection.fset)(policy, {"candidates": 3})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`candidates` must be an integer >= 1, got 0"):
+        policy.selection.replace(candidates=0)
+    with pytest.raises(
+        ConfigError, match=r"Unknown selection settings \['budget'\]; known .*kappa"
+    ):
+        policy.selection.replace(budget=3)
+
+
+# -- load ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two shipped policies, as if this were the wheel."""
+    for seed, name in enumerate(("maze-small", "maze-large")):
+        save_folder(tiny_checkpoint(seed=seed), tmp_path / name)
+    monkeypatch.setattr(pretrained, "names", lambda: ("maze-large", "maze-small"))
+    monkeypatch.setattr(pretrained, "path", lambda name: tmp_path / name)
+    return tmp_path
+
+
+def test_a_policy_is_found_by_name_file_and_folder(shipped: Path) -> None:
+    batch = sample(BOX, np.random.default_rng(0), (3,))
+    folder = shipped / "maze-large"
+    answers = [
+        GEMPolicy.load(source, device="cpu").predict(batch, deterministic=True)[0]
+        for source in ("maze-large", folder, str(folder), folder / WEIGHTS_FILE)
+    ]
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
+def test_settings_given_to_load_are_in_force_and_the_others_kept(shipped: Path) -> None:
+    policy = GEMPolicy.load("maze-small", device="cpu", candidates=128, kappa=0.5, seed=3)
+    assert policy.selection == SelectionConfig(candidates=128, kappa=0.5)
+    with pytest.raises(ConfigError, match=r"Unknown selection settings \['lam'\]"):
+        GEMPolicy.load("maze-small", device="cpu", lam=1.0)
+    with pytest.raises(ConfigError, match="`kappa` must be a finite number >= 0, got -1"):
+        GEMPolicy.load("maze-small", device="cpu", kappa=-1)
+
+
+def test_an_unknown_name_gets_the_closest_one(shipped: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Did you mean 'maze-large'\? Shipped are \['maze-l"):
+        GEMPolicy.load("maze-larg")
+    with pytest.raises(CheckpointError, match=r"no shipped policy 'zzz'.*folder. Shipped are"):
+        GEMPolicy.load("zzz")
+
+
+@pytest.mark.parametrize("path", ["some/where", "none.safetensors", "back\\slash"])
+def test_a_path_with_nothing_there_is_named(path: str) -> None:
+    with pytest.raises(CheckpointError, match="There is no file or folder"):
+        GEMPolicy.load(path)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "nonsense", "mps"])
+def test_a_device_that_is_absent_is_said_to_be(device: str) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigError, match=rf"Device '{device}' cannot be used here.*device='auto'"):
+        choose_device(device)
+
+
+def test_automatic_choice_of_the_device() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+    assert choose_device(torch.device("cpu")).type == "cpu"
+
+
+def test_a_policy_says_in_one_line_what_it_is() -> None:
+    text = repr(tiny_policy())
+    assert text.startswith("GEMPolicy(test/tiny-v0, device=cpu, SelectionConfig(candidates=12,")
+    assert "\n" not in text
+
+
+# -- explain -------------------------------------------------------------------------------------
+
+
+@given(selections, seeds)
+@settings(max_examples=20)
+def test_an_explanation_lists_every_candidate_best_first(
+    selection: SelectionConfig, seed: int
+) -> None:
+    policy = with_settings(selection)
+    one = observations(seed=seed).numpy()
+    told = policy.explain(one)
+    assert [row.rank for row in told.rows] == list(range(1, selection.candidates + 1))
+    assert sorted(row.candidate for row in told.rows) == list(range(selection.candidates))
+    scores = [row.score for row in told.rows]
+    assert scores == sorted(scores, reverse=True)
+    decision = policy.decide(torch.from_numpy(one))
+    assert told.chosen.candidate == int(decision.index)
+    assert told.chosen.action == pytest.approx(decision.action.tolist())
+    z = reference.standardize([row.log_beta for row in told.rows])
+    assert [row.z for row in told.rows] == pytest.approx(z, abs=1e-3)
+    for row in told.rows:
+        assert row.lcb == pytest.approx(row.q_mean - selection.kappa * row.q_std, abs=1e-4)
+        assert 0 <= row.support_percentile <= 100
+
+
+def test_an_explanation_is_a_table_and_plain_data() -> None:
+    policy = with_settings(SelectionConfig(candidates=4))
+    told = policy.explain(np.zeros((1, 3), np.float32))
+    lines = str(told).splitlines()
+    assert lines[0].startswith("4 candidates, kappa=1, support_weight=1")
+    assert len(lines) == 2 + 4
+    assert len({len(line.split("[")[0]) for line in lines[2:]}) == 1, "columns do not line up"
+    assert [d["rank"] for d in told.to_dicts()] == [1, 2, 3, 4]
+    with pytest.raises(SpaceError, match="one observation, got a batch of 2"):
+        policy.explain(np.zeros((2, 3), np.float32))
+
+
+def test_dict_observations_are_explained() -> None:
+    policy = tiny_policy(GOAL)
+    one = row_of(sample(GOAL, np.random.default_rng(0), (1,)), 0)
+    assert policy.explain(one).chosen.action == pytest.approx(
+        policy.predict(one, deterministic=True)[0].tolist()
+    )
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20))
+def test_the_support_percentile_is_the_share_of_the_data_below(values: list[float]) -> None:
+    points = POLICY.calibration.tolist()
+    got = POLICY.support_percentile(torch.tensor(values)).tolist()
+    expected = [100 * sum(p <= v for p in points) / len(points) for v in values]
+    assert got == pytest.approx(expected, abs=1e-3)
+
+
+# -- baselines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["actor", "behavior"])
+def test_a_mixture_predictor_gives_mode_and_samples_of_its_mixture(source: str) -> None:
+    player = MixturePredictor(POLICY, source)
+    rows = observations(3)
+    mixture = POLICY.mixture(rows) if source == "actor" else POLICY.behavior_mixture(rows)
+    mode, _ = player.predict(rows.numpy(), deterministic=True)
+    np.testing.assert_allclose(mode, POLICY.scaler.invert(mixture.mode()), atol=1e-5)
+    many = np.repeat(rows[:1].numpy(), 4000, axis=0)
+    drawn = POLICY.scaler.apply(torch.from_numpy(player.predict(many)[0]))
+    weights = torch.softmax(mixture.logits[0], -1)
+    clipped = mixture.sample(200_000, torch.Generator().manual_seed(0))[0].clamp(-1, 1)
+    assert weights.shape[0] > 1
+    # Five standard errors of a mean of 4000: a right sampler exceeds them once in a million.
+    error = 5 * clipped.std(0) / 4000**0.5
+    assert ((drawn.mean(0) - clipped.mean(0)).abs() < error + 0.01).all()
+
+
+def test_a_mixture_predictor_of_nothing_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'behavior' or 'actor', got 'critic'"):
+        MixturePredictor(POLICY, "critic")
+
+
+def test_public_names_are_there_and_others_are_not() -> None:
+    import gem_policy
+
+    for name in gem_policy.__all__:
+        assert getattr(gem_policy, name) is not None
+        assert name in dir(gem_policy)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _: Any = gem_policy.nothing

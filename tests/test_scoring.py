@@ -1,0 +1,361 @@
+"""Scoring rules: lower bound, support, their sum; against loop-written twins."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import (
+    FINITE,
+    MODERATE,
+    arrays,
+    batches,
+    candidate_set,
+    candidate_sets,
+    kappas,
+    selections,
+)
+
+from gem_policy.candidates import CandidateSet
+from gem_policy.config import SelectionConfig
+from gem_policy.scoring import (
+    RULES,
+    BehaviorNormalized,
+    LowerBound,
+    PairedBound,
+    ScoringRule,
+    Standardized,
+    lower_bound,
+    rule_of,
+    standardize,
+)
+from gem_policy.selection import usable_scores
+
+BROKEN = (math.nan, math.inf, -math.inf)
+rules = st.sampled_from(
+    [
+        LowerBound(0.7),
+        PairedBound(0.7),
+        Standardized(LowerBound(0.7)),
+        Standardized(PairedBound(0.0)),
+        BehaviorNormalized(LowerBound(1.3), 0.5),
+        BehaviorNormalized(Standardized(PairedBound(2.0)), 3.0),
+    ]
+)
+moderate = candidate_sets(regimes=MODERATE)
+
+
+def rows(*tensors: torch.Tensor) -> Any:
+    """Index and float64 lists of every state; tensors have (*batch, candidates)."""
+    for place in reference.indices(*tensors[0].shape[:-1]):
+        yield place, *(t[place].double().tolist() for t in tensors)
+
+
+def members(candidates: CandidateSet, place: tuple[int, ...]) -> list[list[float]]:
+    """q[e][n] of one state."""
+    return [q[place].double().tolist() for q in candidates.q]
+
+
+def near(got: torch.Tensor, expected: list[float], scale: float) -> None:
+    assert got.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4 * (1 + scale), nan_ok=True)
+
+
+# -- lower bound ---------------------------------------------------------------------------------
+
+
+@given(candidate_sets(batches, MODERATE), kappas)
+def test_lower_bound_is_the_formula(candidates: CandidateSet, kappa: float) -> None:
+    got = lower_bound(candidates.q, kappa)
+    assert got.shape == candidates.log_behavior.shape
+    for place in reference.indices(*got.shape[:-1]):
+        near(got[place], reference.lower_bound(members(candidates, place), kappa), 1 + kappa)
+
+
+@given(candidate_sets(regimes=FINITE), kappas)
+def test_lower_bound_is_at_most_the_mean(candidates: CandidateSet, kappa: float) -> None:
+    mean, bound = candidates.q.mean(0), lower_bound(candidates.q, kappa)
+    fine = torch.isfinite(mean) & torch.isfinite(bound)
+    assert (bound[fine] <= mean[fine]).all()
+
+
+@given(candidate_sets(regimes=FINITE))
+def test_lower_bound_without_pessimism_or_ensemble_is_the_mean(candidates: CandidateSet) -> None:
+    assert torch.equal(lower_bound(candidates.q, 0.0), candidates.q.mean(0))
+    one = candidates.q[:1]
+    assert torch.equal(lower_bound(one, 3.0), one[0])
+
+
+@given(moderate, kappas, kappas)
+def test_lower_bound_never_rises_with_kappa(
+    candidates: CandidateSet, one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    assert (lower_bound(candidates.q, high) <= lower_bound(candidates.q, low)).all()
+
+
+@given(moderate, kappas, st.randoms(use_true_random=False))
+def test_lower_bound_does_not_know_the_order_of_the_members(
+    candidates: CandidateSet, kappa: float, random: Any
+) -> None:
+    order = list(range(candidates.q.shape[0]))
+    random.shuffle(order)
+    turned = lower_bound(candidates.q[order], kappa)
+    assert torch.allclose(turned, lower_bound(candidates.q, kappa), rtol=1e-5, atol=1e-3)
+
+
+@given(moderate, kappas, st.floats(0.01, 100), st.floats(-100, 100))
+def test_lower_bound_moves_and_scales_with_the_values(
+    candidates: CandidateSet, kappa: float, factor: float, shift: float
+) -> None:
+    q = candidates.q.double()
+    expected = factor * lower_bound(q, kappa) + shift
+    assert torch.allclose(lower_bound(factor * q + shift, kappa), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(moderate, kappas, st.integers(2, 4))
+def test_lower_bound_does_not_change_when_every_member_is_there_twice(
+    candidates: CandidateSet, kappa: float, times: int
+) -> None:
+    q = candidates.q.double()
+    again = lower_bound(q.repeat(times, *[1] * (q.ndim - 1)), kappa)
+    assert torch.allclose(again, lower_bound(q, kappa), rtol=1e-9, atol=1e-9)
+
+
+@given(moderate, kappas)
+def test_paired_bound_is_the_lower_bound_of_the_gain_over_the_first(
+    candidates: CandidateSet, kappa: float
+) -> None:
+    got = PairedBound(kappa)(candidates)
+    assert (got[..., 0] == 0).all()
+    for place in reference.indices(*got.shape[:-1]):
+        near(got[place], reference.paired_bound(members(candidates, place), kappa), 2 + kappa)
+
+
+@given(moderate, kappas, st.floats(-50, 50))
+def test_paired_bound_forgets_what_a_member_thinks_of_the_whole_state(
+    candidates: CandidateSet, kappa: float, shift: float
+) -> None:
+    offsets = shift * torch.arange(candidates.q.shape[0], dtype=torch.float64)
+    q = candidates.q.double()
+    moved = q + offsets.reshape(-1, *[1] * (q.ndim - 1))
+    first, second = (PairedBound(kappa)(candidate_set_of(x, candidates)) for x in (q, moved))
+    assert torch.allclose(first, second, rtol=1e-9, atol=1e-8)
+
+
+def candidate_set_of(q: torch.Tensor, like: CandidateSet) -> CandidateSet:
+    return CandidateSet(like.actions, like.component, q, like.log_behavior)
+
+
+# -- support -------------------------------------------------------------------------------------
+
+
+@given(batches.flatmap(lambda b: arrays((*b, 6))))
+def test_standardized_numbers_have_mean_zero_and_std_one_or_are_zero(x: np.ndarray) -> None:
+    z = standardize(torch.from_numpy(x)).double()
+    assert z.shape == x.shape
+    assert torch.allclose(z.mean(-1), torch.zeros(z.shape[:-1]).double(), atol=1e-5)
+    deviation = z.std(-1, correction=0) if z.numel() else torch.zeros(z.shape[:-1])
+    one = (deviation - 1).abs() < 1e-4
+    none = (z == 0).all(-1)
+    assert (one | none).all()
+    assert (none == one.logical_not()).all()
+
+
+@given(st.integers(1, 9).flatmap(lambda n: arrays((n,), ["ordinary", "ties", "huge", "broken"])))
+def test_standardize_is_the_formula(x: np.ndarray) -> None:
+    got = standardize(torch.from_numpy(x))
+    near(got, reference.standardize(x.astype(float).tolist()), 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -7.3e30, 1e-45, 3.4e38])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_tied_candidates_have_no_support_to_tell_them_apart(value: float, count: int) -> None:
+    x = torch.full((3, count), value)
+    assert (standardize(x) == 0).all()
+
+
+def test_rounding_is_no_difference() -> None:
+    x = torch.tensor([1.0, 1.0 + 2**-22, 1.0, 1.0 - 2**-23])
+    assert len(set(x.tolist())) == 3
+    assert (standardize(x) == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-20, 1.0, 1e20, 1e38])
+def test_the_magnitude_of_the_numbers_does_not_matter(scale: float) -> None:
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64) * scale
+    expected = [(v - 1.5) / math.sqrt(1.25) for v in range(4)]
+    assert standardize(x.float()).tolist() == pytest.approx(expected, rel=0.1)
+
+
+@given(candidate_sets(regimes=("ordinary",)), st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_support_does_not_change_with_the_scale_or_offset_of_a_density(
+    candidates: CandidateSet, factor: float, shift: float
+) -> None:
+    x = candidates.log_behavior.double()
+    spread = x.amax(-1) - x.amin(-1)
+    assume(bool((spread > 1e-2).all()))
+    assert torch.allclose(standardize(x * factor + shift), standardize(x), atol=1e-6)
+
+
+@given(arrays((4, 5), tuple(FINITE) + ("broken",)), arrays((4, 5)), st.integers(0, 3))
+def test_other_states_of_the_batch_have_no_influence(
+    x: np.ndarray, other: np.ndarray, kept: int
+) -> None:
+    mixed = other.copy()
+    mixed[kept] = x[kept]
+    alone = standardize(torch.from_numpy(x[kept]))
+    together = standardize(torch.from_numpy(mixed))[kept]
+    assert torch.allclose(alone, together, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@given(arrays((7,), ["ordinary"]), st.lists(st.booleans(), min_size=7, max_size=7))
+def test_what_is_not_finite_does_not_count_and_stays(x: np.ndarray, dead: list[bool]) -> None:
+    broken = np.where(dead, np.float32(np.nan), x)
+    got = standardize(torch.from_numpy(broken))
+    keep = ~np.array(dead)
+    assert torch.isnan(got[torch.from_numpy(~keep)]).all()
+    if keep.any():
+        expected = standardize(torch.from_numpy(x[keep].copy()))
+        assert torch.allclose(got[torch.from_numpy(keep)], expected, atol=1e-5)
+
+
+# -- the whole rule ------------------------------------------------------------------------------
+
+
+@given(candidate_sets(regimes=(*MODERATE, "broken")), selections)
+def test_the_rule_of_any_settings_is_the_formula(
+    candidates: CandidateSet, selection: SelectionConfig
+) -> None:
+    got = usable_scores(candidates, rule_of(selection)(candidates))
+    for place in reference.indices(*got.shape[:-1]):
+        expected = reference.scores(
+            members(candidates, place),
+            candidates.log_behavior[place].double().tolist(),
+            kappa=selection.kappa,
+            weight=selection.support_weight,
+            value_scale=selection.value_scale,
+            bound=selection.bound,
+        )
+        # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
+        values = [v for v in expected if math.isfinite(v)]
+        assert torch.isfinite(got[place]).tolist() == [math.isfinite(v) for v in expected]
+        largest = max([abs(v) for v in values], default=0)
+        if not hair_thin(candidates, place, selection):
+            near(got[place], expected, largest)
+
+
+def hair_thin(candidates: CandidateSet, place: tuple[int, ...], chosen: SelectionConfig) -> bool:
+    """Whether the bounds differ so little that standardizing magnifies float32's rounding."""
+    if chosen.value_scale == "raw":
+        return False
+    find = reference.lower_bound if chosen.bound == "lower" else reference.paired_bound
+    bound = [v for v in find(members(candidates, place), chosen.kappa) if math.isfinite(v)]
+    if not bound:
+        return False
+    size = max(abs(v) for q in members(candidates, place) for v in q if math.isfinite(v))
+    return reference.std_of(bound) < 1e-2 * (1 + chosen.kappa) * max(size, 1e-6)
+
+
+@given(rules, candidate_sets(regimes=MODERATE), st.randoms(use_true_random=False))
+def test_scores_follow_a_permutation_of_the_candidates(
+    rule: ScoringRule, candidates: CandidateSet, random: Any
+) -> None:
+    order = list(range(1, candidates.log_behavior.shape[-1]))
+    random.shuffle(order)
+    order = [0, *order]  # the paired bound is about candidate 0
+    q, density = candidates.q.double(), candidates.log_behavior.double()
+    straight = rule(CandidateSet(candidates.actions, candidates.component, q, density))
+    turned = rule(
+        CandidateSet(
+            candidates.actions[..., order, :],
+            candidates.component[..., order],
+            q[..., order],
+            density[..., order],
+        )
+    )
+    assert torch.allclose(turned, straight[..., order], rtol=1e-6, atol=1e-6)
+
+
+@given(rules, candidate_sets(st.sampled_from([(3,), (3, 2)]), MODERATE))
+def test_scores_of_a_batch_are_those_of_its_rows(
+    rule: ScoringRule, candidates: CandidateSet
+) -> None:
+    together = rule(candidates)
+    for place in reference.indices(*together.shape[:-1]):
+        row = CandidateSet(
+            candidates.actions[place],
+            candidates.component[place],
+            candidates.q[(slice(None), *place)],
+            candidates.log_behavior[place],
+        )
+        assert torch.allclose(rule(row), together[place], rtol=1e-5, atol=1e-5)
+
+
+@given(candidate_sets(regimes=MODERATE), selections)
+def test_without_support_weight_the_density_has_no_say(
+    candidates: CandidateSet, selection: SelectionConfig
+) -> None:
+    rule = rule_of(selection.replace(support_weight=0.0))
+    other = CandidateSet(
+        candidates.actions, candidates.component, candidates.q, -3 * candidates.log_behavior
+    )
+    assert torch.equal(rule(candidates), rule(other))
+    plain = rule_of(selection.replace(support_weight=0.0, value_scale="raw", bound="lower"))
+    assert torch.equal(plain(candidates), lower_bound(candidates.q, selection.kappa))
+
+
+@given(candidate_sets(regimes=MODERATE), st.sampled_from(["raw", "standardized"]))
+def test_an_endless_support_weight_takes_the_most_supported(
+    candidates: CandidateSet, value_scale: str
+) -> None:
+    settings = SelectionConfig(support_weight=1e12, value_scale=value_scale)
+    scores = rule_of(settings)(candidates)
+    density = candidates.log_behavior
+    best = density.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
+    gap = (density.amax(-1) - best).abs()
+    assert (gap <= 1e-6 * density.abs().amax(-1)).all()
+
+
+@given(st.sampled_from([0, 1, 2]), st.sampled_from(BROKEN), selections)
+def test_a_broken_first_candidate_spoils_no_other(
+    spoilt: int, value: float, selection: SelectionConfig
+) -> None:
+    q = torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.5, 2.5, 2.0, 1.0], [0.0, 1.0, 2.0, 3.0]])
+    q[spoilt, 0] = value
+    candidates = candidate_set(q, [0.0, -1.0, -2.0, -3.0])
+    scores = usable_scores(candidates, rule_of(selection)(candidates))
+    assert torch.isfinite(scores).tolist() == [False, True, True, True]
+
+
+def test_rules_are_values() -> None:
+    """Printable, comparable, picklable; and each has its line in the registry."""
+    rule = BehaviorNormalized(Standardized(LowerBound(0.5)), 2.0)
+    assert rule == BehaviorNormalized(Standardized(LowerBound(0.5)), 2.0) != LowerBound(0.5)
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    assert repr(rule) == (
+        "BehaviorNormalized(base=Standardized(base=LowerBound(kappa=0.5)), weight=2.0)"
+    )
+    assert set(RULES.values()) == {LowerBound, PairedBound, Standardized, BehaviorNormalized}
+    assert all(isinstance(made, ScoringRule) for made in (rule, rule.base))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"value_scale": "raw", "support_weight": 0.0, "kappa": 2.0}, LowerBound(2.0)),
+        (
+            {"value_scale": "raw", "support_weight": 0.5, "bound": "paired"},
+            BehaviorNormalized(PairedBound(1.0), 0.5),
+        ),
+        ({}, BehaviorNormalized(Standardized(LowerBound(1.0)), 1.0)),
+    ],
+)
+def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:
+    assert rule_of(SelectionConfig(**settings)) == expected

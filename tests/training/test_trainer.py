@@ -1,0 +1,318 @@
+"""Runs: reproducible, killed and resumed to the bit, stopped when broken, and worth it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from small_datasets import GOALS, random_episode, write_dataset
+
+from gem_policy import checkpoint as files
+from gem_policy.errors import TrainingError
+from gem_policy.policy import GEMPolicy
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.state import STATE_FILE, read_state
+from gem_policy.training.trainer import PHASES, Progress, fit
+
+TINY = {
+    "actor_hidden": (8,),
+    "behavior_hidden": (8,),
+    "critic_hidden": (8,),
+    "critics": 2,
+    "actor_components": 2,
+    "behavior_components": 2,
+}
+SHORT = TrainConfig(
+    behavior_updates=12, critic_updates=20, actor_updates=12, batch_size=16, holdout=0.3
+)
+UPDATES = 44
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("data")
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        rng = np.random.default_rng(0)
+        episodes = [random_episode(9, rng, GOALS, terminated=i % 2 == 0) for i in range(8)]
+        write_dataset("test/goal-v0", episodes, observation_space=GOALS)
+        yield folder
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return load("test/goal-v0")
+
+
+def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any) -> bytes:
+    options: dict[str, Any] = {"network": TINY, "log_every": 5, "save_seconds": 0.0, **kwargs}
+    return fit(dataset, out, config, **options).read_bytes()
+
+
+# -- a run ---------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_a_policy_for_the_datasets_spaces(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run(dataset, tmp_path, progress=seen.append)
+    policy = GEMPolicy.load(tmp_path, device="cpu")
+    assert policy.observation_space == dataset.observation_space
+    assert policy.action_space == dataset.action_space
+    one = {key: np.zeros(box.shape) for key, box in GOALS.spaces.items()}
+    assert policy.action_space.contains(policy.predict(one, deterministic=True)[0])
+    told = policy.provenance
+    assert told["dataset_id"] == "test/goal-v0"
+    assert told["dataset_steps"] == 72 and told["dataset_episodes"] == 8
+    assert told["train"]["batch_size"] == 16
+    assert str(tmp_path) not in json.dumps(told)
+    assert [p.done for p in seen] == list(range(1, UPDATES + 1))
+    assert all(p.total == UPDATES for p in seen)
+    assert list(dict.fromkeys(p.phase for p in seen)) == list(PHASES)
+    logged = {p.done for p in seen if p.metrics}
+    assert logged == {5, 10, 12, 17, 22, 27, 32, 37, 42, 44}
+    last = [p.metrics for p in seen if p.metrics][-1]
+    assert {"actor/log_prob", "actor/effective_components", "actor/usage_0"} <= set(last)
+    assert sum(last[f"actor/usage_{k}"] for k in range(2)) == pytest.approx(1)
+    assert 1 <= last["actor/effective_components"] <= 2.0001
+
+
+def test_the_calibration_is_that_of_held_out_actions(dataset: Dataset, tmp_path: Path) -> None:
+    run(dataset, tmp_path)
+    policy = GEMPolicy.load(tmp_path, device="cpu")
+    _, held_out = dataset.split(1 - SHORT.holdout, SHORT.seed)
+    data = held_out.transitions.all()
+    actions = policy.scaler.apply(data.actions).unsqueeze(-2)
+    density = policy.behavior_mixture(data.observations).log_prob(actions).squeeze(-1)
+    expected = np.quantile(density.detach().double().numpy(), np.linspace(0, 1, 1001))
+    np.testing.assert_allclose(policy.calibration.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    first = run(dataset, tmp_path / "a")
+    torch.manual_seed(123)  # global random state has no say
+    assert run(dataset, tmp_path / "b") == first
+    assert run(dataset, tmp_path / "c", log_every=1) == first
+    other = TrainConfig(**{**vars(SHORT), "seed": 1})
+    assert run(dataset, tmp_path / "d", other) != first
+
+
+# -- stopped and resumed -------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """What a test raises to stop a run."""
+
+
+def stop_at(update: int) -> Any:
+    def progress(now: Progress) -> None:
+        if now.done == update:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("update", [1, 7, 12, 13, 30, 32, 33, 43, 44])
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
+    dataset: Dataset, tmp_path: Path, update: int
+) -> None:
+    whole = run(dataset, tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(dataset, tmp_path / "cut", progress=stop_at(update))
+    seen: list[Progress] = []
+    assert run(dataset, tmp_path / "cut", progress=seen.append) == whole
+    if update > 5:
+        assert seen[0].done > 1, "it began again"
+
+
+def test_a_finished_run_is_not_trained_again(dataset: Dataset, tmp_path: Path) -> None:
+    first = run(dataset, tmp_path)
+    seen: list[Progress] = []
+    assert run(dataset, tmp_path, progress=seen.append) == first
+    assert seen == []
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys
+    import torch
+    from gem_policy.training.config import TrainConfig
+    from gem_policy.training.dataset import load
+    from gem_policy.training.trainer import fit
+
+    torch.set_num_threads(1)
+    network, train, out = eval(sys.argv[1]), eval(sys.argv[2]), sys.argv[3]
+    from pathlib import Path
+
+    def progress(now):
+        print(now.done, flush=True)
+
+    fit(load("test/goal-v0"), Path(out), TrainConfig(**train), network=network, log_every=5,
+        save_seconds=0.0, progress=progress)
+    """
+)
+
+
+def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """SIGKILL: nothing can be tidied up. The moments are random up to the machine's own timing."""
+    long = TrainConfig(**{**vars(SHORT), "critic_updates": 400})
+    whole = run(dataset, tmp_path / "whole", long)
+    out = tmp_path / "killed"
+    moments = random.Random(0)
+    for _ in range(2):
+        target = moments.randint(20, 380)
+        command = [sys.executable, "-c", SCRIPT, repr(TINY), repr(vars(long)), str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= target:
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        process.stdout.close()
+        assert not (out / files.WEIGHTS_FILE).exists()
+        assert (out / STATE_FILE).exists()
+    assert run(dataset, out, long) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 17}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"critic_updates": 21}, "critic_updates"),
+    ],
+)
+def test_other_settings_do_not_resume_a_run(
+    dataset: Dataset, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Stop):
+        run(dataset, tmp_path, progress=stop_at(20))
+    before = (tmp_path / STATE_FILE).read_bytes()
+    with pytest.raises(TrainingError, match=f"(?s)other settings.*{told}.*another --out"):
+        run(dataset, tmp_path, TrainConfig(**{**vars(SHORT), **change}))
+    with pytest.raises(TrainingError, match="(?s)other settings.*critics"):
+        run(dataset, tmp_path, network={**TINY, "critics": 3})
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_a_damaged_state_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match=f"{STATE_FILE} is damaged.*Delete it to start again"):
+        run(dataset, tmp_path)
+
+
+# -- broken --------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_stays(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    wild = TrainConfig(**{**vars(SHORT), "reward_scale": 1e9})
+    for_ever = np.float32(1e30)
+    huge = type(dataset.transitions)(
+        **{**vars(dataset.transitions), "rewards": dataset.transitions.rewards * for_ever}
+    )
+    broken = type(dataset)(**{**vars(dataset), "transitions": huge})
+    with pytest.raises(
+        TrainingError, match=r"critic/loss.*by update 5 of the critic phase"
+    ) as told:
+        run(broken, tmp_path, wild)
+    assert STATE_FILE in str(told.value) and "learning rate" in str(told.value)
+    state = read_state(tmp_path)
+    assert (state.phase, state.step) == ("behavior", 12)
+    assert all(torch.isfinite(t).all() for t in state.tensors.values())
+    assert not (tmp_path / files.WEIGHTS_FILE).exists()
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_saved_state(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the reading itself is fine; what it did to the weights is not."""
+    learner = PHASES["critic"]
+    honest = learner.update
+
+    def spoil(self: Any, batch: Any) -> Any:
+        metrics = honest(self, batch)
+        if self.step == 10:
+            with torch.no_grad():
+                self.parameters[0].view(-1)[0] = torch.nan
+        return metrics
+
+    monkeypatch.setattr(learner, "update", spoil)
+    with pytest.raises(TrainingError, match="critic phase"):
+        run(dataset, tmp_path)
+    state = read_state(tmp_path)
+    assert all(torch.isfinite(t).all() for t in state.tensors.values())
+    assert state.step < 10 or state.phase == "behavior"
+
+
+# -- worth it ------------------------------------------------------------------------------------
+
+
+def bandit_reward(context: Any, action: Any) -> Any:
+    """Two good actions in every context, far apart; their middle is worth nothing."""
+    good = 0.5 + 0.3 * context
+    return np.exp(-(((np.abs(action) - good) / 0.12) ** 2))
+
+
+@pytest.fixture
+def bandit() -> Dataset:
+    rng = np.random.default_rng(0)
+    box = gym.spaces.Box(-1, 1, (1,), np.float32)
+    episodes = []
+    for _ in range(20):
+        context = rng.uniform(-1, 1, (101, 1)).astype(np.float32)
+        side = rng.choice([-1.0, 1.0], (100, 1))
+        action = side * (0.5 + 0.3 * context[:-1]) + 0.15 * rng.standard_normal((100, 1))
+        action = np.clip(action, -1, 1).astype(np.float32)
+        episode = random_episode(100, rng, box, box)
+        reward = bandit_reward(context[:-1], action)[:, 0]
+        episodes.append({**episode, "observations": context, "actions": action, "rewards": reward})
+    write_dataset("test/bandit-v0", episodes, observation_space=box, action_space=box)
+    return load("test/bandit-v0")
+
+
+def test_two_good_modes_are_kept_apart_where_one_gaussian_averages_them(
+    bandit: Dataset, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        behavior_updates=400,
+        critic_updates=1200,
+        actor_updates=400,
+        batch_size=128,
+        discount=0.0,
+        expectile=0.7,
+        critic_lr=2e-3,
+        policy_lr=5e-3,
+    )
+    sizes = {"actor_hidden": (32,), "behavior_hidden": (32,), "critic_hidden": (32, 32)}
+    kinds = {"gem": {"actor_components": 4}, "single": {"actor_components": 1}}
+    context = np.random.default_rng(1).uniform(-1, 1, (400, 1)).astype(np.float32)
+    share = {}
+    for name, components in kinds.items():
+        network = {**sizes, **components, "critics": 3, "behavior_components": 4}
+        fit(bandit, tmp_path / name, config, network=network)
+        policy = GEMPolicy.load(tmp_path / name, device="cpu")
+        # One Gaussian as it is deployed elsewhere: its mean.
+        policy.selection = policy.selection.replace(candidates=32 if name == "gem" else 1)
+        rows = torch.from_numpy(context)
+        action = policy.decide(rows).action.numpy()
+        share[name] = float((bandit_reward(context, action) > 0.5).mean())
+    assert share["gem"] >= 0.99
+    assert share["single"] < 0.2
