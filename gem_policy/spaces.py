@@ -80,13 +80,17 @@ def from_json(document: Mapping[str, Any]) -> spaces.Space[Any]:
             low = _bound_from_json(document["low"], shape, dtype)
             high = _bound_from_json(document["high"], shape, dtype)
             return spaces.Box(low, high, shape, dtype.type)
+    except SpaceError:
+        raise  # said once, however deep it lies
+    except RecursionError as error:
+        raise SpaceError("The description of a space is nested too deeply.") from error
     except (
         KeyError,
         TypeError,
         ValueError,
         ArithmeticError,
-        AssertionError,
         AttributeError,
+        AssertionError,
     ) as error:
         raise SpaceError(f"Not the description of a space: {error!r}.") from error
     raise SpaceError(f"Space type must be Box or Dict, got {document['type']!r}.")

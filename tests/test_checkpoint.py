@@ -339,9 +339,12 @@ def drop(*path: str) -> Callable[[Document], None]:
     return change
 
 
-DEEP: Any = {"type": "Box"}
-for _ in range(150):
-    DEEP = {"type": "Dict", "spaces": {"a": DEEP}, "order": ["a"]}
+def deep(levels: int) -> Any:
+    space: Any = {"type": "Box"}
+    for _ in range(levels):
+        space = {"type": "Dict", "spaces": {"a": space}, "order": ["a"]}
+    return space
+
 
 HOSTILE: dict[str, Callable[[Document], Any]] = {
     "a list": lambda _: [1, 2],
@@ -381,7 +384,8 @@ HOSTILE: dict[str, Callable[[Document], Any]] = {
     "space order names nobody": set_in(
         "observation_space", value={"type": "Dict", "spaces": {}, "order": ["a"]}
     ),
-    "space too deep": set_in("observation_space", value=DEEP),
+    "space deep": set_in("observation_space", value=deep(50)),
+    "space too deep": set_in("observation_space", value=deep(400)),
     "shape negative": set_in("observation_space", "shape", value=[-3]),
     "shape as text": set_in("observation_space", "shape", value="abc"),
     "shape astronomic": set_in("observation_space", "shape", value=[10**13]),
