@@ -7,7 +7,7 @@ a line in `RULES`, and it joins the parametrized properties of the tests.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from gem_policy.config import SelectionConfig
 TIE = 1e-6  # spread, relative to the largest magnitude, below which candidates count as tied
 
 
+@runtime_checkable
 class ScoringRule(Protocol):
     """Anything that turns a candidate set into scores; higher is better."""
 
