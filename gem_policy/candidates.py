@@ -31,20 +31,24 @@ class CandidateSet:
 
 @functools.lru_cache(maxsize=64)
 def noise_table(
-    count: int, action_size: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Float[Tensor, " count"], Float[Tensor, "count action"]]:
-    """Fixed low-discrepancy draws: one uniform and one normal vector per candidate.
+    count: int, means: int, action_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, " {count-means}"], Float[Tensor, "{count} action"]]:
+    """Fixed low-discrepancy draws: a uniform per drawn candidate, a normal vector per candidate.
 
     A scrambled Sobol sequence with a fixed seed (our choice): covers the distribution better than
     random draws, is the same for every state, and its first N rows do not depend on how many
-    follow, so that a larger budget only ever adds candidates.
+    follow, so that a larger budget only ever adds candidates. The first ``means`` candidates are
+    component means: their normal vectors are zero.
     """
-    engine = torch.quasirandom.SobolEngine(action_size + 1, scramble=True, seed=0)
-    points = engine.draw(count, dtype=torch.float64)
+    engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+        action_size + 1, scramble=True, seed=0
+    )
+    points = engine.draw(max(count - means, 1), dtype=torch.float64)[: count - means]
     # Away from 0 and 1, where the normal quantile is infinite.
     points = points.clamp(1e-6, 1 - 1e-6)
     normal = torch.special.ndtri(points[:, 1:])
-    return points[:, 0].to(device, dtype), normal.to(device, dtype)
+    normal = torch.cat((normal.new_zeros(means, action_size), normal))
+    return points[:, 0].contiguous().to(device, dtype), normal.to(device, dtype)
 
 
 def propose(
@@ -65,42 +69,29 @@ def propose(
         generator: Source of randomness on the mixture's device; None for the deterministic set.
         scale: Factor on the standard deviations.
     """
-    order = mixture.order()
+    device, dtype = mixture.mean.device, mixture.mean.dtype
+    size, components = mixture.mean.shape[-1], mixture.mean.shape[-2]
     if generator is None:
-        means = min(count, order.shape[-1])
-        draws = count - means
-        uniform, normal = noise_table(
-            max(draws, 1), mixture.mean.shape[-1], mixture.mean.device, mixture.mean.dtype
-        )
-        uniform, normal = uniform[:draws], normal[:draws]
+        means = min(count, components)
+        uniform, normal = noise_table(count, means, size, device, dtype)
+        component = mixture.order()[..., :means]
+        if count > means:
+            component = torch.cat((component, _components(mixture, uniform)), dim=-1)
     else:
-        means, draws = 0, count
-        shape = (*order.shape[:-1], draws)
-        device, dtype = order.device, mixture.mean.dtype
+        shape = (*mixture.logits.shape[:-1], count)
         uniform = torch.rand(shape, generator=generator, device=device, dtype=dtype)
-        shape = (*shape, mixture.mean.shape[-1])
-        normal = torch.randn(shape, generator=generator, device=device, dtype=dtype)
-    component = order[..., :means]
-    if draws:
-        drawn = _components(mixture, order, uniform)
-        component = torch.cat((component, drawn), dim=-1)
+        normal = torch.randn((*shape, size), generator=generator, device=device, dtype=dtype)
+        component = _components(mixture, uniform)
     mean, std = mixture.pick(component)
-    if draws:
-        spread = std[..., means:, :] * (normal * scale)
-        actions = torch.cat((mean[..., :means, :], mean[..., means:, :] + spread), dim=-2)
-    else:
-        actions = mean
-    return actions.clamp(-1, 1), component
+    return torch.addcmul(mean, std, normal, value=scale).clamp_(-1, 1), component
 
 
 def _components(
-    mixture: GaussianMixture,
-    order: Int[Tensor, "*batch components"],
-    uniform: Float[Tensor, "*#batch draws"],
+    mixture: GaussianMixture, uniform: Float[Tensor, "*#batch draws"]
 ) -> Int[Tensor, "*batch draws"]:
-    """Components whose share of the cumulative weights, heaviest first, holds each uniform."""
-    weights = torch.gather(torch.softmax(mixture.logits, -1), -1, order)
-    cumulative = weights.cumsum(-1)
-    # Compared with all but the last edge: rounding can leave that one a hair below 1.
-    place = (uniform.unsqueeze(-1) >= cumulative[..., None, :-1]).sum(-1)
-    return torch.gather(order, -1, place)
+    """Components whose share of the cumulative weights holds each uniform number."""
+    cumulative = torch.softmax(mixture.logits, -1).cumsum(-1)
+    # All but the last edge: rounding can leave that one a hair below 1.
+    edges = cumulative[..., :-1].contiguous()
+    wanted = uniform.expand(*edges.shape[:-1], uniform.shape[-1]).contiguous()
+    return torch.searchsorted(edges, wanted, right=True)

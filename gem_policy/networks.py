@@ -71,7 +71,7 @@ class MixturePolicy(nn.Module):
         k, a = self.components, self.action_size
         logits, mean, spread = torch.split(head, [k, k * a, k * a], dim=-1)
         shape = (*head.shape[:-1], k, a)
-        log_std = self.log_std_low + self.log_std_range * torch.sigmoid(spread)
+        log_std = torch.sigmoid(spread).mul(self.log_std_range).add(self.log_std_low)
         return GaussianMixture(logits, torch.tanh(mean).reshape(shape), log_std.reshape(shape))
 
 

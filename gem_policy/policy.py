@@ -302,6 +302,9 @@ class GEMPolicy(Predictor):
         self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
     ) -> Float[Tensor, "batch action"]:
         """The action of `decide`."""
+        if self._selection.candidates == 1 and generator is None:
+            # One candidate, the actor's mode, needs no score.
+            return self.scaler.invert(self.mixture(rows).mode())
         return self.decide(rows, generator).action
 
     def explain(self, observation: Any) -> Explanation:

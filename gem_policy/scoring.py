@@ -6,6 +6,7 @@ a line in `RULES`, and it joins the parametrized properties of the tests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from gem_policy.candidates import CandidateSet
 from gem_policy.config import SelectionConfig
 
-TIE = 1e-6  # spread, relative to the largest magnitude, below which candidates count as tied
+TIE = 1e-6  # std, relative to the root mean square, below which candidates count as tied
 
 
 @runtime_checkable
@@ -31,21 +32,31 @@ class ScoringRule(Protocol):
 def standardize(x: Float[Tensor, "*batch candidates"]) -> Float[Tensor, "*batch candidates"]:
     """Mean 0 and (population) std 1 within each state's candidates; all 0 where they tie.
 
-    Non-finite entries stay as they are and do not count. Scaled by the largest magnitude first,
-    so that neither huge nor denormal values overflow or vanish on the way.
+    Non-finite entries stay as they are and do not count. In float64, where neither the square of
+    a huge float32 overflows nor that of a denormal one vanishes.
     """
-    finite = torch.isfinite(x)
+    wide = x.double()
+    if x.device.type == "cpu" and math.isfinite(wide.sum().item()):
+        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+        return _scaled(wide - mean, variance, mean).to(x.dtype)
+    # On a GPU the masks cost less than asking whether they are needed.
+    finite = torch.isfinite(wide)
     count = finite.sum(-1, keepdim=True).clamp(min=1)
-    kept = torch.where(finite, x, 0.0)
-    largest = kept.abs().amax(-1, keepdim=True)
-    kept = kept / torch.where(largest > 0, largest, 1.0)
-    centered = torch.where(finite, kept - kept.sum(-1, keepdim=True) / count, 0.0)
-    spread = centered.abs().amax(-1, keepdim=True)
-    tied = spread <= TIE
-    centered = centered / torch.where(tied, 1.0, spread)
-    std = (centered.square().sum(-1, keepdim=True) / count).sqrt()
-    z = torch.where(tied, 0.0, centered / torch.where(tied, 1.0, std))
-    return torch.where(finite, z, x)
+    mean = torch.where(finite, wide, 0.0).sum(-1, keepdim=True) / count
+    centered = torch.where(finite, wide - mean, 0.0)
+    variance = centered.square().sum(-1, keepdim=True) / count
+    return torch.where(finite, _scaled(centered, variance, mean).to(x.dtype), x)
+
+
+def _scaled(
+    centered: Float[Tensor, "*batch candidates"],
+    variance: Float[Tensor, "*batch 1"],
+    mean: Float[Tensor, "*batch 1"],
+) -> Float[Tensor, "*batch candidates"]:
+    """Deviations divided by their std, or zeros where that is nothing but rounding."""
+    floor = (TIE * TIE) * torch.addcmul(variance, mean, mean)
+    inverse = torch.where(variance > floor, variance.rsqrt(), 0.0)
+    return centered * inverse
 
 
 @dataclass(frozen=True)

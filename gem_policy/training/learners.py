@@ -153,7 +153,7 @@ class CriticLearner(Learner):
         q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         error = critic_loss(q, batch.rewards, batch.continues, next_value, self.config.discount)
         value = self.values(batch.observations)
-        fit = expectile_loss(q.detach(), value, self.config.expectile)
+        fit = expectile_loss(self._value_target(batch, q.detach()), value, self.config.expectile)
         metrics = {
             "critic/value_loss": fit.loss.detach(),
             "critic/value": fit.value,
@@ -163,6 +163,17 @@ class CriticLearner(Learner):
             "critic/spread": error.spread,
         }
         return fit.loss + error.loss, metrics
+
+    @torch.no_grad()
+    def _value_target(
+        self, batch: Batch, q: Float[Tensor, "members batch"]
+    ) -> Float[Tensor, "members batch"]:
+        """What the state values are fitted to: the critics, or n-step returns of the data."""
+        if self.config.value_steps == 1:
+            return q
+        after = self.target(batch.ahead.observations)
+        target: Tensor = batch.ahead.returns + batch.ahead.discounts * after
+        return target
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -10,7 +10,7 @@ from gem_policy.errors import TrainingError
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.replay import Replay
+from gem_policy.training.replay import Replay, look_ahead
 from gem_policy.training.transitions import Transitions
 
 
@@ -71,11 +71,20 @@ def _replay(
     ends = data.terminated.clone()
     if config.terminal_reward is not None:
         ends |= data.rewards >= config.terminal_reward
+    rewards = data.rewards * config.reward_scale + config.reward_shift
+    continues = (~ends).float()
+    index = torch.arange(len(data)) + data.episode
+    returns, discounts, taken = look_ahead(
+        rewards, continues, data.episode, config.value_steps, config.discount
+    )
     return Replay(
         rows=normalizer.apply(data.observations).to(device),
-        index=(torch.arange(len(data)) + data.episode).to(device),
+        index=index.to(device),
         actions=scaler.apply(data.actions).to(device),
-        rewards=(data.rewards * config.reward_scale + config.reward_shift).to(device),
-        continues=(~ends).float().to(device),
+        rewards=rewards.to(device),
+        continues=continues.to(device),
+        ahead_returns=returns.to(device),
+        ahead_discounts=discounts.to(device),
+        ahead_rows=(index + taken).to(device),
         weights=torch.ones(len(data), device=device),
     )

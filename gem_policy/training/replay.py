@@ -16,6 +16,21 @@ CHUNK = 512  # updates whose batch indices are drawn at once: seeding a generato
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """The n-step returns of a batch: ``returns + discounts * V(observations)``.
+
+    Attributes:
+        returns: Discounted rewards of the next n steps, or of fewer where the episode ends.
+        discounts: gamma to the number of those steps; 0 where the return ends among them.
+        observations: What follows them, normalized.
+    """
+
+    returns: Float[Tensor, " batch"]
+    discounts: Float[Tensor, " batch"]
+    observations: Float[Tensor, "batch obs"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Transitions in normalized units, ready for a loss."""
 
@@ -24,6 +39,7 @@ class Batch:
     rewards: Float[Tensor, " batch"]
     next_observations: Float[Tensor, "batch obs"]
     continues: Float[Tensor, " batch"]
+    ahead: Ahead
     weights: Float[Tensor, " batch"]
 
 
@@ -37,6 +53,9 @@ class Replay:
         actions: In normalized action units.
         rewards: Scaled and shifted.
         continues: 0 where the return ends, else 1.
+        ahead_returns: Discounted rewards of the next n steps; see `look_ahead`.
+        ahead_discounts: What the value after them is multiplied with.
+        ahead_rows: Row of the observation after them.
         weights: Weight of each transition in the actor's loss; ones until the critics are known.
     """
 
@@ -45,6 +64,9 @@ class Replay:
     actions: Float[Tensor, "transitions action"]
     rewards: Float[Tensor, " transitions"]
     continues: Float[Tensor, " transitions"]
+    ahead_returns: Float[Tensor, " transitions"]
+    ahead_discounts: Float[Tensor, " transitions"]
+    ahead_rows: Int[Tensor, " transitions"]
     weights: Float[Tensor, " transitions"]
 
     def __len__(self) -> int:
@@ -59,8 +81,41 @@ class Replay:
             self.rewards[chosen],
             self.rows[row + 1],
             self.continues[chosen],
+            Ahead(
+                self.ahead_returns[chosen],
+                self.ahead_discounts[chosen],
+                self.rows[self.ahead_rows[chosen]],
+            ),
             self.weights[chosen],
         )
+
+
+def look_ahead(
+    rewards: Float[Tensor, " transitions"],
+    continues: Float[Tensor, " transitions"],
+    episode: Int[Tensor, " transitions"],
+    steps: int,
+    discount: float,
+) -> tuple[
+    Float[Tensor, " transitions"], Float[Tensor, " transitions"], Int[Tensor, " transitions"]
+]:
+    """n-step returns of every transition, never across the end of an episode.
+
+    Returns:
+        The discounted rewards of the next ``steps`` steps (fewer where the episode or the return
+        ends), the discount of the value after them (0 where the return ended), and how many steps
+        they were.
+    """
+    total = len(rewards)
+    returns, discounts = torch.zeros_like(rewards), torch.ones_like(rewards)
+    taken = torch.zeros(total, dtype=torch.long, device=rewards.device)
+    for ahead in range(min(steps, total)):
+        here = slice(0, total - ahead)  # transitions that have one ``ahead`` places further on
+        same = (episode[here] == episode[ahead:]) & (taken[here] == ahead) & (discounts[here] > 0)
+        returns[here] += torch.where(same, discounts[here] * rewards[ahead:], 0.0)
+        discounts[here] *= torch.where(same, discount * continues[ahead:], 1.0)
+        taken[here] += same.long()
+    return returns, discounts, taken
 
 
 class Sampler:
