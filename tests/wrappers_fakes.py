@@ -17,7 +17,7 @@ from gem_policy.networks import build_actor, build_behavior, build_critics
 from gem_policy.spaces import observation_size
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float64)
-ACTIONS = Box(np.array([-1.0, -2.0]), np.array([1.0, 2.0]), dtype=np.float32)
+ACTIONS = Box(np.float32([-1, -2]), np.float32([1, 2]))
 GOALS = Dict(
     {
         "observation": Box(-np.inf, np.inf, (4,), np.float64),
