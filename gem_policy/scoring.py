@@ -116,7 +116,7 @@ def lower_bound(
 ) -> Float[Tensor, "*batch candidates"]:
     """``mean - kappa * std`` over the members, exactly the mean where kappa = 0 or E = 1."""
     mean = q.mean(0)
-    if kappa == 0 or q.shape[0] == 1:
+    if kappa == 0 or q.shape[0] == 1 or q.numel() == 0:  # torch warns of the std of nothing
         return mean
     return mean - kappa * q.std(0, correction=0)
 
