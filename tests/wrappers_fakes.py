@@ -34,14 +34,14 @@ def random_checkpoint(
     seed: int = 0,
     selection: SelectionConfig | None = None,
 ) -> Checkpoint:
-    """A policy with random networks, calibrated on draws from its own behavior model."""
+    """A policy with random networks, whose data its actor made, and calibrated on such data."""
     generator = torch.Generator().manual_seed(seed)
     size = observation_size(observation_space)
     network = NetworkConfig(
         size,
         action_space.shape[0],
         actor_components=3,
-        behavior_components=2,
+        behavior_components=3,
         critics=2,
         actor_hidden=(8,),
         behavior_hidden=(8,),
@@ -54,6 +54,7 @@ def random_checkpoint(
         "critic": build_critics(network, generator),
     }
     rows = torch.randn(4000, size, generator=generator)
+    modules["behavior"].load_state_dict(modules["actor"].state_dict())
     with torch.no_grad():
         mixture = modules["behavior"](rows)
         density = mixture.log_prob(mixture.sample(1, generator).clamp(-1, 1)).flatten()

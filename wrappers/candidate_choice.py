@@ -15,7 +15,12 @@ from torch import Tensor
 from gem_policy.config import require_count
 from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
-from gem_policy.wrappers.policy_wrapper import PolicySource, PolicyWrapper, require_finite
+from gem_policy.wrappers.policy_wrapper import (
+    PolicySource,
+    PolicyWrapper,
+    require_finite,
+    write_actions,
+)
 from gem_policy.wrappers.records import Array, Record, add, first, spread
 
 
@@ -48,7 +53,7 @@ def pick(
     index = order.gather(-1, torch.from_numpy(ranks).to(rows.device).unsqueeze(-1))
     wide = index.unsqueeze(-1).expand(-1, 1, candidates.actions.shape[-1])
     chosen = policy.scaler.invert(candidates.actions.gather(-2, wide).squeeze(-2))
-    actions = chosen.cpu().numpy().astype(policy.action_space.dtype, copy=False)
+    actions = write_actions(chosen, policy)
     log_beta = candidates.log_behavior.gather(-1, index)
     percentile = policy.support_percentile(log_beta)
     table = torch.cat((decision.scores.gather(-1, index), log_beta, percentile), -1)

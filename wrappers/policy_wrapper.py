@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gem_policy.errors import ConfigError, GEMError, SpaceError
@@ -183,3 +185,12 @@ def read_actions(
     if tuple(rows.shape) != shape:
         raise SpaceError(f"The action must have shape {shape}, got {tuple(rows.shape)}.")
     return rows.reshape(-1, shape[-1]).to(policy.device)
+
+
+def write_actions(
+    actions: Float[Tensor, "envs action"], policy: GEMPolicy
+) -> NDArray[np.floating[Any]]:
+    """Actions of the policy as arrays of its action space's dtype, inside its bounds."""
+    box = policy.action_space
+    # Bounds that are no float32 may have been rounded outwards.
+    return np.clip(actions.cpu().numpy().astype(box.dtype), box.low, box.high)

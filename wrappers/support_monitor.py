@@ -12,7 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gem_policy.policy import GEMPolicy
-from gem_policy.wrappers.policy_wrapper import PolicySource, PolicyWrapper, read_actions
+from gem_policy.wrappers.policy_wrapper import (
+    PolicySource,
+    PolicyWrapper,
+    read_actions,
+    write_actions,
+)
 from gem_policy.wrappers.records import Record, add, first, spread
 
 NUMBERS = ("log_beta", "percentile", "q_mean", "q_std", "lcb")
@@ -41,7 +46,7 @@ def judge(
     distance = gap.square().sum(-1).sqrt()
     distance = torch.where(distance.isfinite(), distance, torch.nan)
     other["distance"] = distance.double().cpu().numpy()
-    other["action"] = choice.cpu().numpy().astype(policy.action_space.dtype, copy=False)
+    other["action"] = write_actions(choice, policy)
     return own | {"choice": other}
 
 

@@ -20,6 +20,7 @@ from gem_policy.wrappers.policy_wrapper import (
     PolicyWrapper,
     read_actions,
     require_finite,
+    write_actions,
 )
 from gem_policy.wrappers.records import Array, Record, add, first, spread
 
@@ -96,7 +97,8 @@ class Shield:
             self._refuse(percentile, given, executed, stopped, np.flatnonzero(active))
         gap = self.policy.scaler.apply(given) - self.policy.scaler.apply(executed)
         dtype = self.policy.action_space.dtype
-        done = executed.cpu().numpy().astype(dtype, copy=False)
+        done = executed.cpu().numpy().astype(dtype)
+        done[stopped] = write_actions(executed[blocked], self.policy)
         reason = np.where(finite.cpu().numpy(), "unsupported", "not finite").astype(object)
         by = np.where(nearest.cpu().numpy(), "nearest", "choice").astype(object)
         record = self._record(

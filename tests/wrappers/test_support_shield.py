@@ -121,7 +121,6 @@ def test_threshold_of_zero_lets_everything_finite_pass(percentile):
         ({"percentile": -1}, "percentile"),
         ({"percentile": 100.1}, "percentile"),
         ({"percentile": float("nan")}, "percentile"),
-        ({"percentile": "1"}, "percentile"),
         ({"mode": "drop"}, "replace"),
     ],
 )
