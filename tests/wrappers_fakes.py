@@ -148,3 +148,14 @@ def without_gem(results: list[Any]) -> list[Any]:
         (*rest, {k: v for k, v in info.items() if k not in ("gem", "_gem")})
         for *rest, info in results
     ]
+
+
+def plain(value: Any) -> Any:
+    """The same, to the bit, in a form that `==` compares."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(entry) for entry in value]
+    return type(value), repr(value)

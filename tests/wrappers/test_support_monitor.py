@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from wrappers_fakes import GOALS, Pond, random_policy, roll, without_gem
+from wrappers_fakes import GOALS, Pond, plain, random_policy, roll, without_gem
 
 from gem_policy import SelectionConfig, wrappers
 from gem_policy.errors import SpaceError
@@ -30,15 +29,15 @@ def test_rollout_is_the_bare_one(space):
     policy = random_policy(**kwargs)
     actions = some_actions(policy.action_space, 13)
     bare = roll(Pond(**kwargs), actions)
-    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    states = (torch.get_rng_state(), plain(np.random.get_state()))
     own = policy._generator.get_state()
     inner = Pond(**kwargs)
     watched = roll(wrappers.SupportMonitor(inner, policy), actions)
-    np.testing.assert_equal(without_gem(watched), bare)
+    assert plain(without_gem(watched)) == plain(bare)
     assert all(one is other for one, other in zip(inner.received, actions, strict=True))
     assert torch.equal(own, policy._generator.get_state())
     assert torch.equal(states[0], torch.get_rng_state())
-    assert repr(states[1:]) == repr((np.random.get_state(), random.getstate()))
+    assert states[1] == plain(np.random.get_state())
 
 
 @pytest.mark.parametrize("name", ["PointMaze_UMaze-v3", "Hopper-v5"])
@@ -49,7 +48,7 @@ def test_rollout_in_a_simulator_is_the_bare_one(name):
     actions = some_actions(env.action_space, 40)
     bare = roll(env, actions)
     watched = roll(wrappers.SupportMonitor(env, policy), actions)
-    np.testing.assert_equal(without_gem(watched), bare)
+    assert plain(without_gem(watched)) == plain(bare)
     assert all(math.isfinite(out[-1]["gem"]["log_beta"]) for out in watched if len(out) == 5)
     env.close()
 
@@ -168,7 +167,7 @@ def test_twin_says_what_singles_say(mode):
     ended = np.zeros(3, dtype=bool)
     for actions in some_actions(bare.action_space, 12):
         outs = [env.step(actions) for env in (twin, bare, inside)]
-        np.testing.assert_equal(without_gem(outs[:1]), outs[1:2])
+        assert plain(without_gem(outs[:1])) == plain(outs[1:2])
         gem, expected = outs[0][-1]["gem"], outs[2][-1]["gem"]
         done = outs[1][2] | outs[1][3]
         if mode == AutoresetMode.SAME_STEP:
@@ -183,7 +182,7 @@ def test_twin_says_what_singles_say(mode):
             np.testing.assert_array_equal(outs[0][-1]["_gem"], ~ended)
             for key in NUMBERS:
                 np.testing.assert_allclose(gem[key], expected[key], rtol=1e-4)
-            np.testing.assert_allclose(gem["choice"]["action"], expected["choice"]["action"])
+            np.testing.assert_allclose(gem["choice"]["action"], expected["choice"]["action"], 1e-4)
             assert np.isnan(gem["log_beta"][ended]).all()
         ended = done
 
