@@ -20,6 +20,8 @@ from gem_policy.errors import DatasetError, DependencyError
 
 Array = NDArray[Any]
 
+METADATA_CACHE = 1 << 20  # bytes
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -140,6 +142,12 @@ def _read_hdf5(
             "or damaged: download or make the dataset again."
         ) from error
     with file:
+        # Every array is read once; by default, HDF5 remembers 30 MB of addresses and far more
+        # around them.
+        cache = file.id.get_mdc_config()
+        cache.set_initial_size, cache.initial_size = True, METADATA_CACHE
+        cache.min_size, cache.max_size = METADATA_CACHE, METADATA_CACHE
+        file.id.set_mdc_config(cache)
         for number in range(count):
             try:
                 episode = h5py.h5g.open(file.id, f"episode_{number}".encode())

@@ -100,9 +100,10 @@ def make(
 
 
 def _recipes() -> dict[str, Recipe]:
-    from gem_policy.training.recipes import pointmaze
+    from gem_policy.training.recipes import adroit, antmaze, mujoco, pointmaze
 
-    return {recipe.name: recipe for family in (pointmaze,) for recipe in family.RECIPES}
+    families = (pointmaze, antmaze, adroit, mujoco)
+    return {recipe.name: recipe for family in families for recipe in family.RECIPES}
 
 
 def _short(name: str) -> str:

@@ -18,12 +18,14 @@ from typing import Any
 
 from gem_policy._version import __version__
 from gem_policy.errors import DatasetError
+from gem_policy.training.atomic import write_atomically
 from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
 from gem_policy.training.recipes.episodes import Episodes, concatenate
 from gem_policy.training.recipes.recipe import Recipe, References, Shard
 
 Progress = Callable[[int, int], None]
 
+SCORES = "references.json"
 _LIBRARIES = ("gymnasium", "gymnasium-robotics", "minari", "mujoco", "numpy")
 
 
@@ -68,13 +70,12 @@ def build(
     scratch = root / f".{recipe.name.replace('/', '_')}.steps-{steps}.seed-{seed}"
     scratch.mkdir(parents=True, exist_ok=True)
     shards = recipe.shards(steps, seed, sources)
-    _simulate_all(recipe, shards, scratch, workers, progress)
-    references = _references(recipe, seed, sources, scratch)
-    _publish(recipe, settings, references, [_shard_path(scratch, s) for s in shards], root, scratch)
+    _do_all(recipe, shards, scratch, workers, progress)
+    _publish(recipe, settings, shards, root, scratch)
     return recipe.name
 
 
-def _simulate_all(
+def _do_all(
     recipe: Recipe,
     shards: tuple[Shard, ...],
     scratch: Path,
@@ -92,19 +93,22 @@ def _simulate_all(
             progress(done, total)
 
     report(0)
-    if workers == 1 or len(missing) < 2:
+    if workers == 1:
         for shard in missing:
             _simulate_one(recipe, shard, scratch)
             report(shard.steps)
+        _score(recipe, shards[0], scratch)
         return
     # Fresh processes: a fork would inherit whatever threads the caller runs.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-        running = {pool.submit(_simulate_one, recipe, s, scratch): s for s in missing}
+    with ProcessPoolExecutor(min(workers, len(missing) + 1), mp_context=context) as pool:
+        running = {pool.submit(_score, recipe, shards[0], scratch): 0}
+        for shard in missing:
+            running[pool.submit(_simulate_one, recipe, shard, scratch)] = shard.steps
         try:
             for finished in as_completed(running):
                 finished.result()
-                report(running[finished].steps)
+                report(running[finished])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -118,30 +122,22 @@ def _shard_path(scratch: Path, shard: Shard) -> Path:
     return scratch / f"shard-{shard.index:05d}.npz"
 
 
-def _references(recipe: Recipe, seed: int, sources: Path | None, scratch: Path) -> References:
-    path = scratch / "references.json"
-    if path.exists():
-        return References(**json.loads(path.read_text()))
-    scores = recipe.references(seed, sources)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(vars(scores)))
-    partial.replace(path)
-    return scores
+def _score(recipe: Recipe, shard: Shard, scratch: Path) -> None:
+    path = scratch / SCORES
+    if not path.exists():
+        scores = vars(recipe.references(shard.seed, shard.sources))
+        with write_atomically(path) as file:
+            file.write(json.dumps(scores).encode())
 
 
 def _publish(
-    recipe: Recipe,
-    settings: dict[str, Any],
-    references: References,
-    shard_paths: list[Path],
-    root: Path,
-    scratch: Path,
+    recipe: Recipe, settings: dict[str, Any], shards: tuple[Shard, ...], root: Path, scratch: Path
 ) -> None:
     stage = scratch / "stage"
     shutil.rmtree(stage, ignore_errors=True)
-    _write(
-        recipe, settings, references, concatenate([Episodes.load(p) for p in shard_paths]), stage
-    )
+    references = References(**json.loads((scratch / SCORES).read_text()))
+    episodes = concatenate([Episodes.load(_shard_path(scratch, shard)) for shard in shards])
+    _write(recipe, settings, references, episodes, stage)
     target = root / recipe.name
     target.parent.mkdir(parents=True, exist_ok=True)
     describe_namespaces(recipe.name, root)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gem_policy.errors import DatasetError
-from gem_policy.training.recipes.atomic import write_atomically
+from gem_policy.training.atomic import write_atomically
 
 Array = NDArray[Any]
 

@@ -95,7 +95,9 @@ def controller(
         noise: Standard deviation of the noise that is added before clipping; 0 for the expert.
     """
     maze = env.unwrapped.maze  # type: ignore[attr-defined]
-    follower = WaypointFollower(MazeMap(maze.maze_map, maze.maze_size_scaling), REACH, SHIFT, rng)
+    follower = WaypointFollower(
+        MazeMap(maze.maze_map, float(maze.maze_size_scaling)), REACH, SHIFT, rng
+    )
 
     def act(observation: dict[str, NDArray[np.float64]]) -> NDArray[np.float32]:
         state = observation["observation"]

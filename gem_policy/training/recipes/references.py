@@ -20,7 +20,7 @@ def measure(
     spec: EnvSpec,
     expert: Callable[[gym.Env[Any, Any], int], Actor],
     seed: int,
-    episodes: int = EPISODES,
+    episodes: int | None = None,
 ) -> References:
     """Play both policies in the environment of `spec`.
 
@@ -29,8 +29,9 @@ def measure(
         expert: From (environment, episode number) to a function of the observation; called at
             the start of every episode.
         seed: Episode i starts from seed (seed, i) for both policies.
-        episodes: How many to average over.
+        episodes: How many to average over; 100 unless told.
     """
+    episodes = EPISODES if episodes is None else episodes
     env = gym.make(spec, disable_env_checker=True)
     try:
         return References(
@@ -62,9 +63,21 @@ def _mean_return(
     return total / episodes
 
 
-def episode_seed(seed: int, episode: int) -> int:
-    """A seed for `reset`, below 2**31, that differs for every pair."""
-    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0] >> 1)
+class Timed:
+    """Tells a policy how many steps of its episode it has seen."""
+
+    def __init__(self, act: Callable[[Any, int], NDArray[Any]]) -> None:
+        self._act, self._time = act, 0
+
+    def __call__(self, observation: Any) -> NDArray[Any]:
+        """The action for the next observation of the episode."""
+        self._time += 1
+        return self._act(observation, self._time - 1)
+
+
+def episode_seed(*numbers: int) -> int:
+    """A seed for `reset`, below 2**31, that follows from all `numbers`."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
 
 def _random_actor(seed: int) -> Callable[[gym.Env[Any, Any], int], Actor]:
