@@ -129,7 +129,22 @@ class Pond(gym.Env[Any, Any]):
         return {"success": self.steps == 2} if self.says_success else {}
 
 
-gym.register(id="GemPond-v0", entry_point=f"{__name__}:Pond", max_episode_steps=50)
+class UnitPond(Pond):
+    """Its actions have the bounds that SB3's check asks for."""
+
+    def __init__(self) -> None:
+        super().__init__(action_space=Box(-1.0, 1.0, (2,), np.float32))
+
+
+class GoalPond(Pond):
+    """Its observations are those of a goal environment."""
+
+    def __init__(self, length: int = 5) -> None:
+        super().__init__(length, GOALS)
+
+
+for pond in (Pond, UnitPond, GoalPond):
+    gym.register(f"Gem{pond.__name__}-v0", f"{__name__}:{pond.__name__}", max_episode_steps=50)
 
 
 def roll(env: gym.Env[Any, Any], actions: list[Any], seed: int = 0) -> list[Any]:

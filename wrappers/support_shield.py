@@ -85,7 +85,7 @@ class Shield:
             SpaceError: An observation is not finite.
         """
         require_finite(rows, "SupportShield")
-        percentile = self.policy.assess(rows, given.unsqueeze(-2)).percentile.squeeze(-1)
+        percentile = self._percentile(rows, given)
         finite = torch.isfinite(given).all(-1)
         blocked = ~(finite & (percentile >= self.percentile))
         executed, nearest = given.clone(), torch.zeros_like(blocked)
@@ -112,6 +112,16 @@ class Shield:
             active,
         )
         return done, stopped, record
+
+    @torch.inference_mode()
+    def _percentile(
+        self, rows: Float[Tensor, "active obs"], given: Float[Tensor, "active action"]
+    ) -> Float[Tensor, " active"]:
+        """The number of `GEMPolicy.assess` that matters here, by one network instead of three."""
+        normalized = self.policy.scaler.apply(given).unsqueeze(-2)
+        density = self.policy.behavior_mixture(rows).log_prob(normalized).squeeze(-1)
+        density = torch.where(torch.isfinite(given).all(-1), density, torch.nan)
+        return self.policy.support_percentile(density)
 
     def _replacements(
         self, rows: Float[Tensor, "blocked obs"], given: Float[Tensor, "blocked action"]

@@ -89,10 +89,16 @@ def test_buffers_round_trip():
 def test_collector_round_trip(tmp_path):
     pytest.importorskip("jax")  # Minari's collector needs it for every step
     path = write_policy(tmp_path, GOALS)
-    env = gym.make("GemPond-v0", length=4, observation_space=GOALS)
+    env = gym.make("GemGoalPond-v0", length=4)
     env = guarded(env, path)
     collector = minari.DataCollector(env, record_infos=True)
+    folders = [collector._tmp_dir]
     results = roll(collector, some_actions(env, 8))[:-1]
     collector.create_dataset("test/collected-v0", num_episodes_average_score=1)
     check("test/collected-v0", results, env.policy)
-    collector.close()
+    recovered = minari.load_dataset("test/collected-v0").recover_environment()
+    assert str(recovered) == str(env)  # the wrappers, too
+    folders.append(collector._tmp_dir)
+    env.close()
+    for folder in folders:  # which the collector leaves to the garbage collector, with a warning
+        folder.cleanup()

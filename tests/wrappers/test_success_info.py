@@ -40,18 +40,22 @@ def test_an_environment_that_never_says_gets_nothing():
         assert info == {}
 
 
-def test_sb3_finds_it():
+def test_sb3_finds_it(tmp_path):
     sb3 = pytest.importorskip("stable_baselines3")
     from stable_baselines3.common.callbacks import EvalCallback
     from stable_baselines3.common.monitor import Monitor
 
     unit = gym.spaces.Box(-1, 1, (2,), np.float32)
     model = sb3.PPO("MlpPolicy", Pond(4, action_space=unit), n_steps=8, batch_size=8, device="cpu")
-    for ever, rate in ((True, 1.0), (False, 0.0)):
+    for ever in (True, False):
         env = Monitor(wrappers.SuccessInfo(Pond(4, action_space=unit), ever))
-        callback = EvalCallback(env, eval_freq=4, n_eval_episodes=2, verbose=0)
+        callback = EvalCallback(
+            env, eval_freq=4, n_eval_episodes=2, verbose=0, log_path=str(tmp_path / str(ever))
+        )
         model.learn(8, callback=callback)
-        assert model.logger.name_to_value["eval/success_rate"] == rate
+        found = np.load(tmp_path / str(ever) / "evaluations.npz")["successes"]
+        assert found.shape[1] == 2
+        assert (found == ever).all()
 
 
 def test_a_real_maze():

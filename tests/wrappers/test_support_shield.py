@@ -58,7 +58,9 @@ def test_replace_does_what_the_policy_would(bad):
     if np.isfinite(bad).all():
         gap = (bad - expected) / np.array([1.0, 2.0])
         assert shield["distance"] == pytest.approx(np.linalg.norm(gap), rel=1e-5)
-        assert shield["percentile"] < 50
+        assert shield["percentile"] == percentiles(policy, observation, bad.astype(np.float32)) < 50
+    else:
+        assert np.isnan(shield["percentile"])
 
 
 def test_nearest_is_the_nearest_supported_candidate():
