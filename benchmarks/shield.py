@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 
-from gem_policy import GEMPolicy
-from gem_policy.environments import make_env
+from gem_policy import GEMPolicy, make_env
 from gem_policy.evaluate import Interval, machine
 from gem_policy.training import recipes
 from gem_policy.training.dataset import Dataset, load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def random_checkpoint(
     *,
     seed: int = 0,
     selection: SelectionConfig | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """A policy with random networks, whose data its actor made, and calibrated on such data."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +74,7 @@ def random_checkpoint(
     }
     selection = selection or SelectionConfig(candidates=6)
     config = PolicyConfig(network, selection, observation_space, action_space)
-    return Checkpoint(config, tensors, {"dataset_id": "test/random-v0"})
+    return Checkpoint(config, tensors, provenance or {"dataset_id": "test/random-v0"})
 
 
 def random_policy(*args: Any, **kwargs: Any) -> GEMPolicy:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
+from layout import ROOT
 from wrappers_fakes import GOALS, Pond, random_policy, roll, write_policy
 
-from gem_policy import wrappers
+from gem_policy import GEMPolicy, wrappers
 
 minari = pytest.importorskip("minari")
 
@@ -86,19 +91,42 @@ def test_buffers_round_trip():
     np.testing.assert_array_equal(data.transitions.actions, np.stack(executed))
 
 
+COLLECTOR_WARNINGS = pytest.mark.filterwarnings(
+    # Minari's collector leaves its temporary folders to the garbage collector.
+    "ignore:Implicitly cleaning up:ResourceWarning",
+    "ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning",
+)
+
+
+@pytest.mark.slow
+@COLLECTOR_WARNINGS
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jax")
+    spec = json.loads(gym.make("GemGoalPond-v0", length=20).spec.to_json())
+    path = write_policy(tmp_path, GOALS, provenance={"eval_env_spec": spec})
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = importlib.import_module("record_and_train")
+    arguments = ["--episodes", "10", "--updates", "20", "--out", str(tmp_path / "run")]
+    made = example.main([str(path), *arguments])
+    assert "200 actions recorded" in capsys.readouterr().out
+    policy = GEMPolicy.load(made)
+    assert policy.observation_space == GOALS
+    assert policy.provenance["dataset_id"] == "recorded/deployed-v0"
+    gc.collect()
+
+
+@COLLECTOR_WARNINGS
 def test_collector_round_trip(tmp_path):
     pytest.importorskip("jax")  # Minari's collector needs it for every step
     path = write_policy(tmp_path, GOALS)
     env = gym.make("GemGoalPond-v0", length=4)
     env = guarded(env, path)
     collector = minari.DataCollector(env, record_infos=True)
-    folders = [collector._tmp_dir]
     results = roll(collector, some_actions(env, 8))[:-1]
     collector.create_dataset("test/collected-v0", num_episodes_average_score=1)
     check("test/collected-v0", results, env.policy)
     recovered = minari.load_dataset("test/collected-v0").recover_environment()
     assert str(recovered) == str(env)  # the wrappers, too
-    folders.append(collector._tmp_dir)
-    env.close()
-    for folder in folders:  # which the collector leaves to the garbage collector, with a warning
-        folder.cleanup()
+    collector.close()
+    del collector
+    gc.collect()
