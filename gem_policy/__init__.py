@@ -19,6 +19,7 @@ from gem_policy._version import __version__
 if TYPE_CHECKING:
     from gem_policy.checkpoint import Checkpoint
     from gem_policy.config import NetworkConfig, SelectionConfig
+    from gem_policy.environments import make_env
     from gem_policy.errors import GEMError
     from gem_policy.policy import GEMPolicy, MixturePredictor
     from gem_policy.selection import Decision
@@ -31,6 +32,7 @@ _HOME = {
     "MixturePredictor": "policy",
     "NetworkConfig": "config",
     "SelectionConfig": "config",
+    "make_env": "environments",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "NetworkConfig",
     "SelectionConfig",
     "__version__",
+    "make_env",
 ]
 
 

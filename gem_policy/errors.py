@@ -19,6 +19,10 @@ class SpaceError(GEMError, ValueError):
     """An observation, action or space is not what the policy was made for."""
 
 
+class SupportError(GEMError):
+    """An action has less support in the dataset than was asked for."""
+
+
 class DatasetError(GEMError):
     """A dataset cannot be found, read or trained on."""
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from gem_policy import checkpoint as files
 from gem_policy import pretrained
+from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
-from gem_policy.config import SelectionConfig
+from gem_policy.config import SelectionConfig, require_count
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
 from gem_policy.explanation import Explanation
 from gem_policy.hub import download
@@ -80,7 +81,10 @@ class GEMPolicy(Predictor):
     """A policy ready to act: networks, spaces, units and the selection settings.
 
     Made by `load`; `selection` may be changed at any time. See `predict` (numpy, SB3's contract),
-    `decide` (tensors) and `explain`.
+    `decide` (tensors), `assess` (other agents' actions) and `explain`.
+
+    Attributes:
+        source: What `load` was given; None for a policy made otherwise. Wrappers record it.
 
     Args:
         checkpoint: The policy as data.
@@ -98,6 +102,7 @@ class GEMPolicy(Predictor):
     ) -> None:
         config = checkpoint.config
         super().__init__(config.observation_space, config.action_space, device, seed)
+        self.source: str | None = None
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
         self._tensors = {k: v.to(device) for k, v in checkpoint.tensors.items()}
@@ -145,7 +150,9 @@ class GEMPolicy(Predictor):
         """
         where = choose_device(device)
         checkpoint = files.load(resolve(source))
-        return cls(checkpoint, where, checkpoint.config.selection.replace(**selection), seed)
+        policy = cls(checkpoint, where, checkpoint.config.selection.replace(**selection), seed)
+        policy.source = str(source)
+        return policy
 
     def save(self, path: str | Path) -> Path:
         """Write the policy with its present selection settings; load gives the same decisions.
@@ -214,6 +221,7 @@ class GEMPolicy(Predictor):
         self,
         observations: Float[Tensor, "*batch obs"],
         generator: torch.Generator | None = None,
+        count: int | None = None,
     ) -> Decision:
         """Choose actions: tensors in, tensors out, on the policy's device.
 
@@ -221,6 +229,7 @@ class GEMPolicy(Predictor):
             observations: Flattened observations in environment units, any batch axes.
             generator: On the policy's device: fresh candidates, and at a temperature above 0 a
                 draw among them. None: the deterministic candidate set and its best.
+            count: N of this call; None for that of `selection`.
 
         Returns:
             The decision with everything it was made from. Rows of a batch agree with single
@@ -228,15 +237,13 @@ class GEMPolicy(Predictor):
 
         Raises:
             SpaceError: The last axis is not the observation's length.
+            ConfigError: `count` is below 1.
         """
-        size = self.config.network.observation_size
-        if observations.shape[-1:] != (size,):
-            raise SpaceError(
-                f"`decide` takes flattened observations of shape (*batch, {size}), got "
-                f"{tuple(observations.shape)}. `predict` takes environment observations."
-            )
-        normalized = self.normalizer.apply(observations.to(self.device, torch.float32))
-        candidates = self.candidates(normalized, self._selection.candidates, generator)
+        normalized = self._normalize(observations, "decide")
+        if count is None:
+            count = self._selection.candidates
+        require_count("count", count)
+        candidates = self.candidates(normalized, count, generator)
         scores = usable_scores(candidates, self._rule(candidates))
         temperature = 0.0 if generator is None else self._selection.temperature
         index = select(scores, temperature, generator)
@@ -244,6 +251,53 @@ class GEMPolicy(Predictor):
         chosen = torch.gather(candidates.actions, -2, wide).squeeze(-2)
         supported = torch.isfinite(scores).any(-1)
         return Decision(self.scaler.invert(chosen), index, scores, supported, candidates)
+
+    @torch.inference_mode()
+    def assess(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch candidates action"],
+    ) -> Assessment:
+        """What data and critics say about actions that anybody chose.
+
+        Args:
+            observations: Flattened observations in environment units, any batch axes.
+            actions: One or more actions for each of them, in environment units; they may lie
+                outside of the action space, where the density goes on falling.
+
+        Returns:
+            NaN, and component -1, wherever an observation or action is not finite.
+
+        Raises:
+            SpaceError: The last axes are not those of the observation and of the action.
+        """
+        normalized = self._normalize(observations, "assess")
+        size, batch = self.config.network.action_size, tuple(observations.shape[:-1])
+        if actions.ndim != len(batch) + 2 or (*actions.shape[:-2], actions.shape[-1]) != (
+            *batch,
+            size,
+        ):
+            expected = ", ".join(map(str, (*batch, "candidates", size)))
+            raise SpaceError(
+                f"`assess` takes actions of shape ({expected}), got {tuple(actions.shape)}."
+            )
+        given = self.scaler.apply(actions.to(self.device, torch.float32))
+        shares = self.actor(normalized).responsibilities(given)
+        candidates = self.evaluate(normalized, given, shares.argmax(-1))
+        percentile = self.support_percentile(candidates.log_behavior)
+        return Assessment.of(candidates, percentile, self._selection.kappa)
+
+    def _normalize(
+        self, observations: Float[Tensor, "*batch obs"], caller: str
+    ) -> Float[Tensor, "*batch obs"]:
+        """Rows as the networks see them, after a look at their length."""
+        size = self.config.network.observation_size
+        if observations.shape[-1:] != (size,):
+            raise SpaceError(
+                f"`{caller}` takes flattened observations of shape (*batch, {size}), got "
+                f"{tuple(observations.shape)}. `predict` takes environment observations."
+            )
+        return self.normalizer.apply(observations.to(self.device, torch.float32))
 
     def act(
         self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
@@ -272,10 +326,12 @@ class GEMPolicy(Predictor):
         """Share of the dataset's own (held-out) actions that are less likely, in percent.
 
         3 means: 97 % of the data's actions have a higher density in their state than this one.
+        NaN stays NaN.
         """
         points = self.calibration
         place = torch.searchsorted(points, log_behavior.contiguous(), right=True)
-        return place.to(torch.float32) * (100.0 / points.shape[0])
+        share = place.to(torch.float32) * (100.0 / points.shape[0])
+        return torch.where(log_behavior.isnan(), torch.nan, share)
 
     def mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
         """The actor's mixture for observations in environment units (normalized actions)."""

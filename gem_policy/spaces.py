@@ -144,12 +144,13 @@ class ObservationReader:
         self.leaves = list(leaves(space))
         self.size = observation_size(space)
 
-    def read(self, observation: Any) -> tuple[NDArray[np.float32], bool]:
+    def read(self, observation: Any, *, finite: bool = True) -> tuple[NDArray[np.float32], bool]:
         """Rows of shape (batch, observation size), and whether there was a batch axis.
 
         Args:
             observation: An array, list or CPU tensor of the space's shape, or of it with one
                 batch axis before; for Dict spaces a mapping of such.
+            finite: Whether NaN and infinite values are refused.
 
         Raises:
             SpaceError: Wrong type, key, shape or dtype, or values that are NaN or infinite.
@@ -189,7 +190,7 @@ class ObservationReader:
                 )
             rows = np.concatenate([r for r, _ in parts], axis=1)
             batched = parts[0][1]
-        if not np.isfinite(rows).all():
+        if finite and not np.isfinite(rows).all():
             bad = sorted(set(np.nonzero(~np.isfinite(rows))[1].tolist()))
             raise SpaceError(
                 f"The observation has NaN or infinite values in flattened dimensions {bad[:10]}. "

@@ -31,6 +31,7 @@ LEVELS = {
     "predictor": 2,
     "scoring": 2,
     "selection": 2,
+    "assessment": 3,
     "checkpoint": 3,
     "explanation": 3,
     "hub": 4,
