@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _pair(text: str) -> tuple[str, str]:
-    label, equals, source = text.partition("=")
+    label, equals, source = text.rpartition("=")  # a label may be "K=1"
     if not equals:
         raise ConfigError(f"--compare takes LABEL=SOURCE, got {text!r}.")
     return label, source
