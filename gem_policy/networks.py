@@ -156,7 +156,9 @@ class CriticEnsemble(Ensemble):
 class ValueEnsemble(Ensemble):
     """V_1..V_E: values of states; needed by the trainer only."""
 
-    def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, members * batch]:
+    def forward(
+        self, observations: Float[Tensor, "*batch obs"]
+    ) -> Float[Tensor, " members *batch"]:
         """Value of every state by every member."""
         *batch, size = observations.shape
         rows = observations.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)

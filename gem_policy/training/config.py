@@ -59,7 +59,7 @@ class TrainConfig:
     holdout: float = 0.02
 
     def __post_init__(self) -> None:
-        require_count("seed", self.seed, 0, 2**27 - 1)  # it shares 63 bits with other numbers
+        require_count("seed", self.seed, 0, 2**24 - 1)  # it shares 32 bits with the phase
         for name in ("behavior_updates", "value_updates", "critic_updates", "actor_updates"):
             require_count(name, getattr(self, name), 0)
         require_count("batch_size", self.batch_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -134,9 +135,10 @@ class Sampler:
         """Numbers of the transitions of update ``step``; the same whenever it is asked."""
         chunk, place = divmod(step, CHUNK)
         if chunk != self._chunk:
-            generator = torch.Generator()
-            # One stream per (seed, phase, chunk): the three numbers share 63 bits.
-            generator.manual_seed((self.seed << 36) ^ (self.phase << 32) ^ chunk)
+            # One stream per (seed, phase, chunk), mixed into the 32 bits that torch's generator uses
+            # of a seed: it ignores all above them.
+            mixed = np.random.SeedSequence((self.seed, self.phase, chunk)).generate_state(1)
+            generator = torch.Generator().manual_seed(int(mixed[0]))
             self._drawn = torch.randint(
                 self.transitions, (CHUNK, self.batch_size), generator=generator
             )

@@ -54,7 +54,7 @@ def test_returns_ahead_are_the_sum_written_out(
         assert int(taken[t]) == count
 
 
-@given(st.integers(1, 1000), st.integers(1, 50), st.integers(0, 2**27 - 1), st.integers(0, 5))
+@given(st.integers(1, 1000), st.integers(1, 50), st.integers(0, 2**24 - 1), st.integers(0, 5))
 def test_batches_are_a_function_of_seed_phase_and_update(
     size: int, batch: int, seed: int, phase: int
 ) -> None:
@@ -71,7 +71,7 @@ def test_batches_are_a_function_of_seed_phase_and_update(
 def test_seeds_and_phases_have_streams_of_their_own() -> None:
     streams = [
         tuple(Sampler(10**6, 4, seed, phase)(step).tolist())
-        for seed in (0, 1, 2, 2**27 - 1)
+        for seed in (0, 1, 2, 2**24 - 1)
         for phase in (0, 1, 2)
         for step in (0, 1, CHUNK)
     ]
@@ -133,7 +133,7 @@ def test_rewards_that_prefer_nothing_are_refused(
 
 def test_settings_out_of_range_are_named() -> None:
     for name, value in {
-        "seed": 2**27,
+        "seed": 2**24,
         "batch_size": 0,
         "discount": 1.01,
         "expectile": 1.0,
