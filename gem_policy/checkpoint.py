@@ -153,7 +153,7 @@ def check_tensors(config: PolicyConfig, tensors: Mapping[str, Tensor], source: s
     if not problems:
         low, high = tensors["action.low"].numpy(), tensors["action.high"].numpy()
         box = config.action_space
-        if not ((low == box.low).all() and (high == box.high).all()):
+        if (low != box.low.astype(low.dtype)).any() or (high != box.high.astype(high.dtype)).any():
             problems.append("action.low, action.high: differ from the action space")
         if bool((tensors["calibration.log_behavior"].diff() < 0).any()):
             problems.append("calibration.log_behavior: must not fall")

@@ -239,6 +239,22 @@ def train(
     print(f"Wrote {path}")
 
 
+@app.command()
+def doctor(
+    dataset: Annotated[str, typer.Argument(help="Minari id or path.")],
+    download: Annotated[bool, typer.Option(help="Fetch the dataset if it is not here.")] = False,
+    simulate: Annotated[bool, typer.Option(help="Replay some steps in the environment.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Look for everything that is wrong with a dataset; exit code 1 if training is not advised."""
+    from gem_policy.training.doctor import examine
+
+    report = examine(dataset, download=download, simulate=simulate)
+    print(json.dumps(report.to_dict(), indent=1) if as_json else report)
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
 @datasets.command("list")
 def list_datasets(as_json: Json = False) -> None:
     """Every dataset that `make` can make, and whether it is here."""
@@ -276,3 +292,30 @@ def make_dataset(
             name, steps=steps, seed=seed, sources=sources, workers=workers, progress=advance
         )
     print(f"Made {made}")
+
+
+@datasets.command()
+def sources(
+    convert: Annotated[
+        Path | None, typer.Option(help="Folder with the downloaded originals to convert.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the converted arrays.")] = None,
+) -> None:
+    """Where other people's policies and demonstrations are, and their conversion to arrays."""
+    from gem_policy.training import sources as known
+
+    if convert is None:
+        for source in known.SOURCES:
+            print(f"{source.target}  ({source.license})")
+            for original in source.originals:
+                print(f"    github.com/{source.repository} at {source.commit}: {original.path}")
+                print(f"    sha256 {original.sha256}")
+        return
+    if to is None:
+        raise ConfigError("--convert needs --to DIR, the folder for the converted arrays.")
+    written, missing = known.convert(convert, to)
+    print(
+        "\n".join(
+            [*(f"wrote {x}" for x in written), *(f"original not there: {x}" for x in missing)]
+        )
+    )

@@ -136,15 +136,15 @@ class CriticEnsemble(Ensemble):
 
         The observation's share of the first layer is computed once per state, not per candidate.
         """
-        *batch, count, _ = actions.shape
+        *batch, count, width = actions.shape
         rows = math.prod(batch)
         split = self.observation_size
         weight, members = self.weights[0], self.members
         state = observations.reshape(1, rows, split).expand(members, rows, split)
         state = torch.baddbmm(self.biases[0], state, weight[:, :split])
-        action = actions.reshape(1, rows * count, -1).expand(members, rows * count, -1)
-        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, -1)
-        x = (x + state.unsqueeze(2)).reshape(members, rows * count, -1)
+        action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
+        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
+        x = (x + state.unsqueeze(2)).reshape(members, rows * count, weight.shape[-1])
         return self.after_first(x).reshape(members, *batch, count)
 
 
@@ -153,8 +153,8 @@ class ValueEnsemble(Ensemble):
 
     def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, members * batch]:
         """Value of every state by every member."""
-        batch = observations.shape[:-1]
-        rows = observations.reshape(1, math.prod(batch), -1).expand(self.members, -1, -1)
+        *batch, size = observations.shape
+        rows = observations.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
         x = torch.baddbmm(self.biases[0], rows, self.weights[0])
         return self.after_first(x).reshape(self.members, *batch)
 

@@ -89,7 +89,11 @@ class Predictor(abc.ABC):
                 actions = torch.cat([self.act(row, None) for row in torch.split(rows, 1)])
             else:
                 actions = self.act(rows, None)
-        out = actions.cpu().numpy().astype(self.action_space.dtype, copy=False)
+        out = actions.cpu().numpy()
+        if self.action_space.dtype != out.dtype:
+            # Bounds that float32 rounds outwards: the action must be inside those of the space.
+            box = self.action_space
+            out = np.clip(out.astype(box.dtype), box.low, box.high)
         return (out if batched else out[0]), state
 
     def __call__(

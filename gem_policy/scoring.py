@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from gem_policy.config import SelectionConfig
 TIE = 1e-6  # std, relative to the root mean square, below which candidates count as tied
 
 
+@runtime_checkable
 class ScoringRule(Protocol):
     """Anything that turns a candidate set into scores; higher is better."""
 
@@ -115,7 +116,7 @@ def lower_bound(
 ) -> Float[Tensor, "*batch candidates"]:
     """``mean - kappa * std`` over the members, exactly the mean where kappa = 0 or E = 1."""
     mean = q.mean(0)
-    if kappa == 0 or q.shape[0] == 1:
+    if kappa == 0 or q.shape[0] == 1 or q.numel() == 0:  # torch warns of the std of nothing
         return mean
     return mean - kappa * q.std(0, correction=0)
 

@@ -123,7 +123,6 @@ class ObservationReader:
         self.space = space
         self.leaves = list(leaves(space))
         self.size = observation_size(space)
-        self.is_dict = isinstance(space, spaces.Dict)
 
     def read(self, observation: Any) -> tuple[NDArray[np.float32], bool]:
         """Rows of shape (batch, observation size), and whether there was a batch axis.
@@ -142,7 +141,7 @@ class ObservationReader:
                     "`env.reset()` returns both, a Stable-Baselines3 VecEnv only the first. "
                     "Write `obs, info = env.reset()` and pass `obs`."
                 )
-        if not self.is_dict:
+        if not isinstance(self.space, spaces.Dict):
             rows, batched = self._leaf(observation, (), self.leaves[0][1])
         else:
             if not isinstance(observation, Mapping):
@@ -152,6 +151,13 @@ class ObservationReader:
                     f"{type(observation).__name__}. Pass the environment's own observation."
                 )
             parts = [self._leaf(_get(observation, p), p, box) for p, box in self.leaves]
+            unknown = _unknown(observation, self.space.spaces)
+            if unknown:
+                raise SpaceError(
+                    f"The observation has entries {unknown} that the policy does not know; it "
+                    f"knows {['/'.join(p) for p, _ in self.leaves]}. Drop them, if they are "
+                    "meant for something else."
+                )
             kinds = {(batched, rows.shape[0]) for rows, batched in parts}
             if len(kinds) != 1:
                 raise SpaceError(
@@ -211,6 +217,15 @@ def _get(observation: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             )
         value = value[key]
     return value
+
+
+def _unknown(observation: Mapping[str, Any], known: Mapping[str, spaces.Space[Any]]) -> list[str]:
+    """Paths of the entries that are not among the known ones, all of which are there."""
+    names = [str(key) for key in observation if key not in known]
+    for key, child in known.items():
+        if isinstance(child, spaces.Dict):
+            names += [f"{key}/{name}" for name in _unknown(observation[key], child.spaces)]
+    return names
 
 
 def describe_difference(expected: spaces.Space[Any], got: spaces.Space[Any]) -> list[str]:

@@ -41,7 +41,9 @@ LEVELS = {
     "training.recipes": 4,
     "environments": 5,
     "evaluate": 5,
+    "report": 5,
     "sb3": 5,
+    "training.run": 5,
     "training.trainer": 5,
     "wrappers": 5,
     "": 5,  # the package itself: the public names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from gem_policy.training.dataset import Dataset
 from gem_policy.training.trainer import Progress, fit
 
 Write = Callable[[Mapping[str, float], int], None]
+
+LOG_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,13 @@ def run(
         write: What `curves` gave.
     """
     task = bar.add_task("training", total=None)
+    started = told_at = time.monotonic()
+
+    first: int | None = None  # a resumed run does not start at 0
 
     def report(now: Progress) -> None:
+        nonlocal first, told_at
+        first = now.done - 1 if first is None else first
         if now.done % 20 == 0 or now.metrics:
             bar.update(task, completed=now.done, total=now.total)
         if now.metrics:
@@ -130,6 +138,14 @@ def run(
             )
             bar.update(task, description=f"{now.phase}: {told}")
             write(now.metrics, now.step)
+            moment = time.monotonic()
+            if not bar.console.is_terminal and moment - told_at >= LOG_SECONDS:
+                # In a file or a pipe a bar shows nothing until its end: lines do.
+                told_at = moment
+                left = (moment - started) / max(now.done - first, 1) * (now.total - now.done)
+                bar.console.print(
+                    f"{now.done}/{now.total}, about {left / 60:.0f} min left; {now.phase}: {told}"
+                )
 
     return fit(
         dataset,

@@ -38,6 +38,11 @@ class TrainState:
     step: int
     tensors: Mapping[str, Tensor]
 
+    def own(self, phase: str) -> dict[str, Tensor]:
+        """The tensors of one phase, under the names that its learner knows them by."""
+        prefix = f"{phase}/"
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
 
 def save_state(state: TrainState, folder: Path) -> None:
     """Replace the saved state of a run, atomically.
@@ -52,23 +57,14 @@ def save_state(state: TrainState, folder: Path) -> None:
 
 
 def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
-    """The saved state of a run, or None if there is none.
+    """The saved state of the run, or None if there is none.
 
     Raises:
         TrainingError: The state is damaged, or is that of a run with other settings or data.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
+    if not (folder / STATE_FILE).is_file():
         return None
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as opened:
-            document = json.loads((opened.metadata() or {})[_KEY])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        state = TrainState(document["run"], document["phase"], document["step"], tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise TrainingError(
-            f"{path} is damaged ({error}). Delete it to start again from the beginning."
-        ) from error
+    state = read_state(folder)
     different = sorted(
         key for key in set(run) | set(state.run) if run.get(key) != state.run.get(key)
     )
@@ -79,3 +75,23 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
             "give another --out."
         )
     return state
+
+
+def read_state(folder: Path) -> TrainState:
+    """The saved state in a folder, whatever run it is of.
+
+    Raises:
+        TrainingError: It is not there or damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise TrainingError(f"There is no {STATE_FILE} in {folder}: it is no folder of a run.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as opened:
+            document = json.loads((opened.metadata() or {})[_KEY])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return TrainState(document["run"], document["phase"], document["step"], tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}). Delete it to start again from the beginning."
+        ) from error

@@ -120,7 +120,6 @@ def fit(
     made = export(dataset, prepared, learners, net, selection or SelectionConfig(), provenance)
     path = out / files.WEIGHTS_FILE
     files.save(made, path)
-    (out / STATE_FILE).unlink(missing_ok=True)
     return path
 
 
@@ -146,18 +145,12 @@ def _train(
         learner = PHASES[name](net, config, generator, device)  # type: ignore[arg-type,call-arg]
         learners[name] = learner
         if saved is not None and number <= names.index(saved.phase):
-            own = _own(saved.tensors, name)
-            learner.restore(own, saved.step if name == saved.phase else learner.updates)
+            done = saved.step if name == saved.phase else learner.updates
+            learner.restore(saved.own(name), done)
         if name == "actor":
             replay = weigh(replay, learners["critic"], config)
         _run_phase(number, learners, replay, config, run, out, progress, log_every, save_seconds)
     return learners
-
-
-def _own(tensors: Mapping[str, Tensor], phase: str) -> dict[str, Tensor]:
-    """The tensors of one phase, without its prefix."""
-    prefix = f"{phase}/"
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _run_phase(

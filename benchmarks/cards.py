@@ -1,0 +1,126 @@
+"""Everything that states a result, written from the JSON that `gem-policy evaluate --json` wrote.
+
+    python benchmarks/cards.py
+
+For every folder of `pretrained/`: the card ``README.md``, and the summary inside the checkpoint;
+then the table of results in the repository's README. Run again it changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gem_policy import checkpoint as files
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- results: benchmarks/cards.py -->", "<!-- end of results -->"
+
+
+def interval(summary: dict[str, Any], key: str, digits: int, factor: float = 1.0) -> str:
+    """``mean [low, high]`` of one quantity of a row."""
+    x = {name: value * factor for name, value in summary[key].items()}
+    return f"{x['mean']:.{digits}f} [{x['low']:.{digits}f}, {x['high']:.{digits}f}]"
+
+
+def table(document: dict[str, Any]) -> str:
+    """The rows of an evaluation as a Markdown table."""
+    lines = [
+        "| what acts | success, % | steps to the goal | return | decision, ms |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in document["rows"]:
+        s = row["summary"]
+        lines.append(
+            f"| {row['label']} | {interval(s, 'success', 0, 100)} | {interval(s, 'steps', 1)} | "
+            f"{interval(s, 'return', 1)} | {s['decision_us'] / 1000:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def normalized(document: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """The shipped setting's return, normalized by the dataset's reference scores, in percent."""
+    low, high = provenance["reference_min"], provenance["reference_max"]
+    row = document["rows"][-1]
+    mean = row["summary"]["return"]["mean"]
+    return f"{100 * (mean - low) / (high - low):.1f}"
+
+
+def settings(values: dict[str, Any]) -> str:
+    """Settings as one line."""
+    return ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sorted(values.items()))
+
+
+def card(name: str, loaded: files.Checkpoint, document: dict[str, Any]) -> str:
+    """The card of a policy."""
+    p, spec = loaded.provenance, document["environment"]
+    selection = files.to_document(loaded)["selection"]
+    shipped = document["shipped"]
+    return f"""# {name}
+
+A GEM policy for `{spec["id"]}` ({spec["max_episode_steps"]} steps an episode, `{
+        json.dumps({k: v for k, v in spec["kwargs"].items() if k != "maze_map"})
+    }`, fixed goal, any start).
+
+```python
+from gem_policy import GEMPolicy
+
+policy = GEMPolicy.load("{name}")
+```
+
+## Data and training
+- Data: `{p["dataset_id"]}`, {p["dataset_episodes"]} episodes, {p["dataset_steps"]} steps, made by
+  `gem-policy datasets make {p["dataset_id"]}` (seed {p["dataset_recipe"].get("seed")}). These are
+  not the published D4RL data, only made by the same recipe: do not compare with published tables.
+- Training: `gem-policy train {p["dataset_id"]} --config benchmarks/recipes/{name}.json --out DIR`,
+  seed {p["train"]["seed"]}; {settings(p["train"])}
+- Versions: {settings(p["versions"])}
+- Default selection: {settings(selection)}
+
+## Results
+{document["episodes"]} episodes per row, environment i of {document["envs"]} seeded with
+{document["seed"]} + i; mean with 95 % bootstrap interval. No setting was chosen on these seeds.
+Steps count to the first success, or the whole episode where there was none. The return counts the
+steps spent at the goal. One training seed: the intervals are over episodes, not over trainings.
+
+{table(document)}
+
+Normalized return of the shipped setting ({shipped}): {normalized(document, dict(p))} % of the way
+from the random policy ({p["reference_min"]:.1f}) to the noise-free planner ({
+        p["reference_max"]:.1f}), both played here, 100 episodes each.
+
+## Limits
+For this maze, this ball and this goal region; the policy has seen no other map. What it does with
+observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
+action. License: MIT.
+"""
+
+
+def main() -> None:
+    """Write cards, checkpoint summaries and the README's table."""
+    parts = []
+    for folder in sorted((ROOT / "pretrained").iterdir()):
+        weights, results = folder / files.WEIGHTS_FILE, folder / "evaluation.json"
+        if not (weights.is_file() and results.is_file()):
+            continue
+        document = json.loads(results.read_text())
+        loaded = files.load(weights)
+        rows = [{k: row[k] for k in ("label", "settings", "summary")} for row in document["rows"]]
+        evaluation = {k: document[k] for k in ("episodes", "seed", "envs")} | {"rows": rows}
+        provenance = {**loaded.provenance, "evaluation": evaluation}
+        files.save(files.Checkpoint(loaded.config, loaded.tensors, provenance), weights)
+        shipped = loaded.config.selection
+        document["shipped"] = f"N={shipped.candidates}, lambda={shipped.support_weight:g}"
+        (folder / "README.md").write_text(card(folder.name, loaded, document))
+        parts.append(f"**{folder.name}**, {document['episodes']} episodes\n\n{table(document)}")
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    body = "\n\n".join(parts)
+    readme.write_text(f"{before}{START}\n{body}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Time of one decision: GEMPolicy.predict beside SB3 SAC's, in one process, in turns.
+
+    python benchmarks/latency.py [--json FILE]
+
+Networks have random weights: time does not depend on them. Calls alternate, so that whatever else
+the machine does falls on both alike; the matrix rate is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
+from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.evaluate import machine
+from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.policy import GEMPolicy
+
+OBSERVATIONS, ACTIONS = 11, 3
+
+
+def random_policy(members: int, seed: int = 0) -> GEMPolicy:
+    """A policy with random weights of the standard sizes (256x256, K = 5)."""
+    network = NetworkConfig(OBSERVATIONS, ACTIONS, critics=members)
+    generator = torch.Generator().manual_seed(seed)
+    modules = {
+        "actor": build_actor(network, generator),
+        "behavior": build_behavior(network, generator),
+        "critic": build_critics(network, generator),
+    }
+    tensors = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+    box = spaces.Box(-1, 1, (ACTIONS,), np.float32)
+    tensors |= {
+        "observation.mean": torch.zeros(OBSERVATIONS),
+        "observation.std": torch.ones(OBSERVATIONS),
+        "action.low": torch.from_numpy(box.low),
+        "action.high": torch.from_numpy(box.high),
+        "calibration.log_behavior": torch.linspace(-10, 5, CALIBRATION_POINTS),
+    }
+    space = spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float64)
+    config = PolicyConfig(network, SelectionConfig(), space, box)
+    return GEMPolicy(Checkpoint(config, tensors), torch.device("cpu"))
+
+
+def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median, p99 and spread in microseconds of each call, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for k in range(repeats + 20):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if k >= 20:
+                times[name].append((time.perf_counter() - start) * 1e6)
+    return {
+        name: {
+            "median_us": float(np.median(t)),
+            "p99_us": float(np.percentile(t, 99)),
+            "p10_us": float(np.percentile(t, 10)),
+        }
+        for name, t in times.items()
+    }
+
+
+def matmul_rate(size: int = 1024, repeats: int = 20) -> float:
+    """The machine's float32 matrix rate in GFLOP/s: the best of several products."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def multiplications(members: int, count: int) -> int:
+    """Multiply-adds of one decision's networks."""
+    width = 256
+    critic = members * count * (ACTIONS * width + width * width + width)
+    critic += members * OBSERVATIONS * width
+    head = width * 5 * (1 + 2 * ACTIONS)
+    return critic + 2 * (OBSERVATIONS * width + width * width + head)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    from stable_baselines3 import SAC
+
+    sac = SAC("MlpPolicy", gym.make("Hopper-v5"), device="cpu")
+    observation = np.random.default_rng(0).normal(size=OBSERVATIONS)
+    calls: dict[str, Callable[[], Any]] = {
+        "SB3 SAC predict": lambda: sac.predict(observation, deterministic=True)
+    }
+    for count in (1, 4, 16, 32, 64):
+        policy = random_policy(4)
+        policy.selection = policy.selection.replace(candidates=count)
+        calls[f"GEM predict N={count} E=4"] = lambda p=policy: p.predict(  # type: ignore[misc]
+            observation, deterministic=True
+        )
+    table = alternate(calls, options.repeats)
+    large = random_policy(10)
+    large.selection = large.selection.replace(candidates=256)
+    table |= alternate(
+        {"GEM predict N=256 E=10": lambda: large.predict(observation, deterministic=True)},
+        options.repeats // 10,
+    )
+    rate = matmul_rate()
+    work = 2 * multiplications(10, 256)
+    achieved = work / table["GEM predict N=256 E=10"]["median_us"] / 1e3
+    base = table["SB3 SAC predict"]["median_us"]
+    for name, row in table.items():
+        print(
+            f"{name:26} median {row['median_us']:8.0f} us   p99 {row['p99_us']:8.0f} us   "
+            f"{row['median_us'] / base:5.2f} x SAC"
+        )
+    print(f"matmul {rate:.0f} GFLOP/s; N=256 E=10 reaches {achieved:.0f} ({achieved / rate:.0%})")
+    if options.json:
+        document = {
+            "machine": machine(),
+            "repeats": options.repeats,
+            "rows": table,
+            "matmul_gflops": rate,
+            "n256_e10_gflops": achieved,
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

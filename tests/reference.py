@@ -1,0 +1,174 @@
+"""Slow twins of the method in float64: one number at a time, written as loops from the formulas.
+
+Nothing here imports the package's mathematics; agreement means that two people wrote the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+TIE = 1e-6
+
+
+def indices(*batch: int) -> Iterator[tuple[int, ...]]:
+    """Every index of the batch axes."""
+    return np.ndindex(*batch)
+
+
+# -- mixture -----------------------------------------------------------------------------------
+
+
+def log_sum_exp(values: Sequence[float]) -> float:
+    top = max(values)
+    if math.isinf(top):
+        return top
+    return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+def component_log_prob(
+    logits: Sequence[float], mean: Any, log_std: Any, action: Sequence[float]
+) -> list[float]:
+    """log alpha_k + log N(a; mu_k, sigma_k) of one action, for every component."""
+    total = log_sum_exp(logits)
+    out = []
+    for k in range(len(logits)):
+        value = logits[k] - total
+        for d in range(len(action)):
+            std = math.exp(log_std[k][d])
+            x = (action[d] - mean[k][d]) / std
+            value += -0.5 * x * x - math.log(std) - 0.5 * math.log(2 * math.pi)
+        out.append(value)
+    return out
+
+
+def log_prob(logits: Sequence[float], mean: Any, log_std: Any, action: Sequence[float]) -> float:
+    return log_sum_exp(component_log_prob(logits, mean, log_std, action))
+
+
+# -- scoring and selection ---------------------------------------------------------------------
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def std_of(values: Sequence[float]) -> float:
+    """Population standard deviation."""
+    centre = mean_of(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / len(values))
+
+
+def lower_bound(q: Sequence[Sequence[float]], kappa: float) -> list[float]:
+    """mean_E Q - kappa std_E Q; q[e][n]."""
+    bound = []
+    for n in range(len(q[0])):
+        members = [member[n] for member in q]
+        if all(math.isfinite(m) for m in members):
+            bound.append(mean_of(members) - kappa * std_of(members))
+        else:
+            bound.append(math.nan)
+    return bound
+
+
+def paired_bound(q: Sequence[Sequence[float]], kappa: float) -> list[float]:
+    """Lower bound of the members' differences to the first candidate that is finite."""
+    for first in range(len(q[0])):
+        if all(math.isfinite(member[first]) for member in q):
+            return lower_bound([[v - member[first] for v in member] for member in q], kappa)
+    return [math.nan] * len(q[0])
+
+
+def standardize(values: Sequence[float]) -> list[float]:
+    """Mean 0 and population std 1 of the finite values; 0 where these tie."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return list(values)
+    centre = mean_of(finite)
+    largest = max(abs(v) for v in finite)
+    spread = max(abs(v - centre) for v in finite)
+    if spread <= TIE * largest:
+        return [0.0 if math.isfinite(v) else v for v in values]
+    deviation = std_of(finite)
+    return [(v - centre) / deviation if math.isfinite(v) else v for v in values]
+
+
+def scores(
+    q: Sequence[Sequence[float]],
+    log_behavior: Sequence[float],
+    *,
+    kappa: float,
+    weight: float,
+    value_scale: str,
+    bound: str,
+) -> list[float]:
+    """The score of every candidate of one state; -inf where one of its numbers is not finite."""
+    value = lower_bound(q, kappa) if bound == "lower" else paired_bound(q, kappa)
+    if value_scale == "standardized":
+        value = standardize(value)
+    z = standardize(log_behavior)
+    out = []
+    for n in range(len(log_behavior)):
+        numbers = [*(member[n] for member in q), log_behavior[n], value[n]]
+        if all(math.isfinite(x) for x in numbers):
+            out.append(value[n] + (weight * z[n] if weight else 0.0))
+        else:
+            out.append(-math.inf)
+    return out
+
+
+def select(values: Sequence[float]) -> int:
+    """The first best; 0 where none is finite."""
+    best = 0
+    for n, value in enumerate(values):
+        if value > values[best]:
+            best = n
+    return best
+
+
+# -- losses ------------------------------------------------------------------------------------
+
+
+def expectile_loss(q: Any, value: Any, tau: float) -> float:
+    """Sum over members of means over the batch of |tau - 1(q < v)| (q - v)^2."""
+    total = 0.0
+    for e in range(len(q)):
+        terms = []
+        for b in range(len(q[e])):
+            error = q[e][b] - value[e][b]
+            terms.append(abs(tau - (1.0 if error < 0 else 0.0)) * error**2)
+        total += mean_of(terms)
+    return total
+
+
+def critic_loss(q: Any, rewards: Any, continues: Any, next_value: Any, discount: float) -> float:
+    """Sum over members of means over the batch of (q - r - gamma c v')^2."""
+    total = 0.0
+    for e in range(len(q)):
+        terms = []
+        for b in range(len(rewards)):
+            target = rewards[b] + discount * continues[b] * next_value[e][b]
+            terms.append((q[e][b] - target) ** 2)
+        total += mean_of(terms)
+    return total
+
+
+def advantage_weight(advantage: float, temperature: float, largest: float) -> float:
+    return min(math.exp(min(advantage / temperature, 700.0)), largest)
+
+
+def guided_em_loss(
+    logits: Any, mean: Any, log_std: Any, actions: Any, weights: Any, floor: float
+) -> float:
+    """Mean over the batch of -w sum_k r_k [log alpha_k + log N_k], r floored and renormalized."""
+    terms = []
+    for b in range(len(actions)):
+        joint = component_log_prob(logits[b], mean[b], log_std[b], actions[b])
+        total = log_sum_exp(joint)
+        shares = [max(math.exp(j - total), floor) for j in joint]
+        whole = sum(shares)
+        terms.append(-weights[b] * sum(s / whole * j for s, j in zip(shares, joint, strict=True)))
+    return mean_of(terms)
