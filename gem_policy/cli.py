@@ -39,7 +39,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _version(value: bool) -> None:
+def _version(value: bool | None) -> None:
     if value:
         print(f"gem-policy {__version__}")
         raise typer.Exit
@@ -48,8 +48,9 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = None,
 ) -> None:
     pass
 

@@ -86,7 +86,7 @@ def test_a_run_ends_with_a_policy_for_the_datasets_spaces(dataset: Dataset, tmp_
     assert all(p.total == UPDATES for p in seen)
     assert list(dict.fromkeys(p.phase for p in seen)) == list(PHASES)
     logged = {p.done for p in seen if p.metrics}
-    assert logged == {5, 10, 12, 17, 22, 27, 32, 37, 42, 44}
+    assert logged == {5, 10, 12, 17, 22, 27, 32, 37, 42, 44, 49, 54, 56}
     last = [p.metrics for p in seen if p.metrics][-1]
     assert {"actor/log_prob", "actor/effective_components", "actor/usage_0"} <= set(last)
     assert sum(last[f"actor/usage_{k}"] for k in range(2)) == pytest.approx(1)
