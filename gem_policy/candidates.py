@@ -57,6 +57,7 @@ def propose(
     count: int,
     generator: torch.Generator | None = None,
     scale: float = 1.0,
+    all_modes: bool = True,
 ) -> tuple[Float[Tensor, "*batch {count} action"], Int[Tensor, "*batch {count}"]]:
     """N candidate actions per state, clipped to the box, and the component of each.
 
@@ -69,11 +70,13 @@ def propose(
         count: N.
         generator: Source of randomness on the mixture's device; None for the deterministic set.
         scale: Factor on the standard deviations.
+        all_modes: Whether every component's mean is in the deterministic set, or only that of the
+            heaviest one, the actor's mode.
     """
     device, dtype = mixture.mean.device, mixture.mean.dtype
     size, components = mixture.mean.shape[-1], mixture.mean.shape[-2]
     if generator is None:
-        means = min(count, components)
+        means = min(count, components if all_modes else 1)
         uniform, normal = noise_table(count, means, size, device, dtype)
         component = mixture.order()[..., :means]
         if count > means:

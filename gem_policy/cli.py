@@ -123,15 +123,17 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every episode and setting here.")
     ] = None,
+    append: Annotated[bool, typer.Option(help="Keep the rows already in the JSON file.")] = False,
     device: Device = "auto",
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
     from gem_policy.environments import env_maker
     from gem_policy.evaluate import ReportRow, rollout
     from gem_policy.policy import GEMPolicy
-    from gem_policy.report import players, report_document
+    from gem_policy.report import players, read_document, report_document, write_document
 
     policy = GEMPolicy.load(name, device=device)
+    before = read_document(json_file) if append and json_file is not None else None
     others = dict(_pair(text) for text in compare or [])
     rows: list[ReportRow] = []
     plan = players(
@@ -160,14 +162,13 @@ def evaluate(
             )
             rows.append(ReportRow(player.label, player.settings, records))
             bar.console.print(f"{player.label:28} {_row_text(rows[-1].summary())}")
-    if json_file is not None:
-        document = report_document(policy, rows, episodes=episodes, seed=seed, envs=envs)
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(document, indent=1) + "\n")
+            if json_file is not None:  # after every row: a long evaluation may be stopped
+                document = report_document(policy, rows, episodes=episodes, seed=seed, envs=envs)
+                write_document(document, json_file, before)
 
 
 def _pair(text: str) -> tuple[str, str]:
-    label, equals, source = text.partition("=")
+    label, equals, source = text.rpartition("=")  # a label may be "K=1"
     if not equals:
         raise ConfigError(f"--compare takes LABEL=SOURCE, got {text!r}.")
     return label, source

@@ -142,6 +142,8 @@ class SelectionConfig:
             best of N noisy values is the more overrated the larger N is; with a knee, a larger
             budget goes into finding a good value with more support instead. None: no knee. Has no
             effect on raw values.
+        all_modes: Whether the means of all components are candidates first, or only that of the
+            heaviest one. A rare component's mean is a candidate out of proportion to its weight.
     """
 
     candidates: int = 32
@@ -152,6 +154,7 @@ class SelectionConfig:
     bound: str = "lower"
     proposal_scale: float = 1.0
     value_knee: float | None = None
+    all_modes: bool = True
 
     def __post_init__(self) -> None:
         require_count("candidates", self.candidates)
@@ -162,6 +165,7 @@ class SelectionConfig:
         require(
             self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
         )
+        require(isinstance(self.all_modes, bool), "all_modes", self.all_modes, "True or False")
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")

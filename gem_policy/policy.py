@@ -200,8 +200,9 @@ class GEMPolicy(Predictor):
         generator: torch.Generator | None = None,
     ) -> CandidateSet:
         """N candidates with their values and densities, for normalized observations."""
+        chosen = self._selection
         actions, component = propose(
-            self.actor(normalized), count, generator, self._selection.proposal_scale
+            self.actor(normalized), count, generator, chosen.proposal_scale, chosen.all_modes
         )
         return self.evaluate(normalized, actions, component)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from gem_policy.errors import ConfigError
 from gem_policy.evaluate import CONFIDENCE, RESAMPLES, ReportRow, machine
 from gem_policy.policy import GEMPolicy, MixturePredictor
 from gem_policy.predictor import Predictor
@@ -115,3 +118,37 @@ def report_document(
             for row in rows
         ],
     }
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """A report written before, or None if there is none.
+
+    Raises:
+        ConfigError: The file is no report.
+    """
+    if not path.is_file():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        document["rows"], document["episodes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no report of `gem-policy evaluate`: {error!r}.") from error
+    return document
+
+
+def write_document(document: dict[str, Any], path: Path, before: Mapping[str, Any] | None) -> None:
+    """Write a report, after the rows of an earlier one of the same evaluation.
+
+    Raises:
+        ConfigError: The earlier report was played otherwise.
+    """
+    if before is not None:
+        keys = ("dataset_id", "environment", "episodes", "seed", "envs")
+        other = [key for key in keys if before.get(key) != document[key]]
+        if other:
+            raise ConfigError(
+                f"{path} has rows that were played with other {other}: give another file."
+            )
+        document = {**document, "rows": [*before["rows"], *document["rows"]]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")

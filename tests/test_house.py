@@ -58,6 +58,8 @@ EXTRAS = {"gymnasium_robotics", "minari", "mujoco", "stable_baselines3"}
 OPTIONAL = EXTRAS | {"h5py", "huggingface_hub", "matplotlib", "pyarrow", "scipy", "tensorboard"}
 LAZY = {"cli", "environments", "evaluate", "sb3"}  # may import EXTRAS, inside functions
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
+# Decodes other people's pickles with every global replaced: it can build nothing but arrays.
+RESTRICTED_READER = ("training.unpickling", "pickle")
 CODE_CARRIERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -144,6 +146,8 @@ def unsafe_complaints(module: str, source: str) -> list[str]:
     tree = ast.parse(source)
     found = []
     for what, _, _ in imports(tree):
+        if (short(module), what) == RESTRICTED_READER:
+            continue
         if what.split(".")[0] in CODE_CARRIERS or what in ("torch.load", "torch.save"):
             found.append(f"{module}: imports {what}")
     for node in ast.walk(tree):

@@ -340,7 +340,7 @@ def test_rules_are_values() -> None:
     assert rule == BehaviorNormalized(Standardized(LowerBound(0.5)), 2.0) != LowerBound(0.5)
     assert pickle.loads(pickle.dumps(rule)) == rule
     assert repr(rule) == (
-        "BehaviorNormalized(base=Standardized(base=LowerBound(kappa=0.5)), weight=2.0)"
+        "BehaviorNormalized(base=Standardized(base=LowerBound(kappa=0.5), knee=None), weight=2.0)"
     )
     assert set(RULES.values()) == {LowerBound, PairedBound, Standardized, BehaviorNormalized}
     assert all(isinstance(made, ScoringRule) for made in (rule, rule.base))

@@ -135,7 +135,7 @@ class Sampler:
         """Numbers of the transitions of update ``step``; the same whenever it is asked."""
         chunk, place = divmod(step, CHUNK)
         if chunk != self._chunk:
-            # One stream per (seed, phase, chunk), mixed into the 32 bits that torch's generator uses
+            # One stream per (seed, phase, chunk), mixed into the 32 bits that the generator uses
             # of a seed: it ignores all above them.
             mixed = np.random.SeedSequence((self.seed, self.phase, chunk)).generate_state(1)
             generator = torch.Generator().manual_seed(int(mixed[0]))

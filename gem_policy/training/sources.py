@@ -173,15 +173,11 @@ def read_ant(saved: bytes) -> Arrays:
 
 def read_agent(archive: bytes, normalization: bytes | None = None) -> Arrays:
     """An agent that Stable-Baselines3 saved, and the statistics of its `VecNormalize`."""
-    import torch
-
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as file:
             about = json.loads(file.read("data"))
-            saved = io.BytesIO(file.read("policy.pth"))
-        tensors = torch.load(saved, map_location="cpu", weights_only=True)
-        state = {name: tensor.numpy() for name, tensor in tensors.items()}
-    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, RuntimeError) as error:
+            state = dict(named_arrays(read_pickle(file.read("policy.pth"))))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise DatasetError(f"This is not an agent of Stable-Baselines3 ({error}).") from error
     squash = "actor.mu.weight" in state
     if squash:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ Array = NDArray[Any]
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 TORCH_PROTOCOL = 1001
+ARCHIVE_LIMIT = 1 << 30  # bytes
 _STORAGES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -71,7 +73,7 @@ class Opaque:
 
 
 def read_pickle(data: bytes) -> Any:
-    """Decode a pickle, or a file of `torch.save` from before PyTorch 1.6.
+    """Decode a pickle, or a file that `torch.save` wrote in its new or its old format.
 
     Args:
         data: The file.
@@ -84,6 +86,8 @@ def read_pickle(data: bytes) -> Any:
     """
     file = io.BytesIO(data)
     try:
+        if data[:2] == b"PK":
+            return _read_torch_archive(file)
         first = _Reader(file, len(data)).load()
         saved = isinstance(first, int) and first == TORCH_MAGIC
         return _read_torch(file, len(data)) if saved else first
@@ -181,6 +185,20 @@ def _read_torch(file: io.BytesIO, limit: int) -> Any:
         if count != storage.size or len(content) != storage.nbytes:
             raise DatasetError("The file ends inside of a tensor; download it again.")
         storage[:] = np.frombuffer(content, dtype=storage.dtype)
+    return value
+
+
+def _read_torch_archive(file: io.BytesIO) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        folder = next(name for name in sizes if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        if sum(sizes.values()) > ARCHIVE_LIMIT:
+            raise DatasetError(f"The archive unpacks to more than {ARCHIVE_LIMIT} bytes.")
+        main = _Reader(io.BytesIO(archive.read(f"{folder}data.pkl")), sum(sizes.values()))
+        value = main.load()
+        for key, storage in main.storages.items():
+            content = archive.read(f"{folder}data/{key}")
+            storage[:] = np.frombuffer(content, dtype=storage.dtype, count=storage.size)
     return value
 
 

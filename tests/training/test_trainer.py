@@ -35,9 +35,14 @@ TINY = {
     "behavior_components": 2,
 }
 SHORT = TrainConfig(
-    behavior_updates=12, critic_updates=20, actor_updates=12, batch_size=16, holdout=0.3
+    behavior_updates=12,
+    value_updates=20,
+    critic_updates=12,
+    actor_updates=12,
+    batch_size=16,
+    holdout=0.3,
 )
-UPDATES = 44
+UPDATES = 56
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,7 +175,7 @@ def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     """SIGKILL: nothing can be tidied up. The moments are random up to the machine's own timing."""
-    long = TrainConfig(**{**vars(SHORT), "critic_updates": 400})
+    long = TrainConfig(**{**vars(SHORT), "value_updates": 400})
     whole = run(dataset, tmp_path / "whole", long)
     out = tmp_path / "killed"
     moments = random.Random(0)
@@ -229,9 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_stays(
         **{**vars(dataset.transitions), "rewards": dataset.transitions.rewards * for_ever}
     )
     broken = type(dataset)(**{**vars(dataset), "transitions": huge})
-    with pytest.raises(
-        TrainingError, match=r"critic/loss.*by update 5 of the critic phase"
-    ) as told:
+    with pytest.raises(TrainingError, match=r"value/loss.*by update 5 of the value phase") as told:
         run(broken, tmp_path, wild)
     assert STATE_FILE in str(told.value) and "learning rate" in str(told.value)
     state = read_state(tmp_path)
@@ -244,7 +247,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_saved_state(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of the reading itself is fine; what it did to the weights is not."""
-    learner = PHASES["critic"]
+    learner = PHASES["value"]
     honest = learner.update
 
     def spoil(self: Any, batch: Any) -> Any:
@@ -255,7 +258,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_saved_state(
         return metrics
 
     monkeypatch.setattr(learner, "update", spoil)
-    with pytest.raises(TrainingError, match="critic phase"):
+    with pytest.raises(TrainingError, match="value phase"):
         run(dataset, tmp_path)
     state = read_state(tmp_path)
     assert all(torch.isfinite(t).all() for t in state.tensors.values())
@@ -293,6 +296,7 @@ def test_two_good_modes_are_kept_apart_where_one_gaussian_averages_them(
 ) -> None:
     config = TrainConfig(
         behavior_updates=400,
+        value_updates=600,
         critic_updates=1200,
         actor_updates=400,
         batch_size=128,

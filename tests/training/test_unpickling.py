@@ -34,13 +34,14 @@ def test_arrays_survive(value: np.ndarray, protocol: int) -> None:
 
 
 @given(arrays.arrays(np.float32, arrays.array_shapes(min_dims=1, max_dims=3)))
-def test_tensors_of_old_files_survive_as_arrays(value: np.ndarray) -> None:
+def test_tensors_of_files_new_and_old_survive_as_arrays(value: np.ndarray) -> None:
     tensors = {"whole": torch.from_numpy(value), "part": torch.from_numpy(value)[-1:]}
-    file = io.BytesIO()
-    torch.save(tensors, file, _use_new_zipfile_serialization=False)
-    again = read_pickle(file.getvalue())
-    np.testing.assert_array_equal(again["whole"], value)
-    np.testing.assert_array_equal(again["part"], value[-1:])
+    for new in (True, False):
+        file = io.BytesIO()
+        torch.save(tensors, file, _use_new_zipfile_serialization=new)
+        again = read_pickle(file.getvalue())
+        np.testing.assert_array_equal(again["whole"], value)
+        np.testing.assert_array_equal(again["part"], value[-1:])
 
 
 def test_a_pickled_tensor_survives_as_an_array() -> None:
@@ -163,7 +164,11 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(
 def test_damage_is_a_dataset_error(draw: st.DataObject) -> None:
     file = io.BytesIO()
     torch.save({"a": torch.arange(3.0)}, file, _use_new_zipfile_serialization=False)
-    whole = draw.draw(st.sampled_from([file.getvalue(), pickle.dumps({"a": np.arange(3.0)}, 4)]))
+    new = io.BytesIO()
+    torch.save({"a": torch.arange(3.0)}, new)
+    whole = draw.draw(
+        st.sampled_from([new.getvalue(), file.getvalue(), pickle.dumps({"a": np.arange(3.0)}, 4)])
+    )
     cut = whole[: draw.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises(DatasetError):
         read_pickle(cut)

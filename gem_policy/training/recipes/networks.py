@@ -55,7 +55,7 @@ class Perceptron:
 
     def head(self, features: Float[Array, " hidden"]) -> Float[Array, " outputs"]:
         """The linear layer on top."""
-        return self._weights[2] @ features + self._biases[2]
+        return np.asarray(self._weights[2] @ features + self._biases[2])
 
 
 class Agent:
@@ -101,7 +101,7 @@ class Agent:
             else:
                 log_std = given["log_std"]
             mean = mean + np.exp(log_std) * rng.standard_normal(mean.shape)
-        return np.tanh(mean) if self._squash else np.clip(mean, -1.0, 1.0)
+        return np.asarray(np.tanh(mean) if self._squash else np.clip(mean, -1.0, 1.0))
 
 
 class HandExpert:
@@ -131,4 +131,4 @@ class HandExpert:
         mean = self._net.head(self._net.features(x)) * self._out_scale + self._out_shift
         if rng is not None:
             mean = mean + self._std * rng.standard_normal(mean.shape)
-        return np.clip(mean, -1.0, 1.0)
+        return np.asarray(np.clip(mean, -1.0, 1.0))
