@@ -44,9 +44,10 @@ def test_the_value_that_minimizes_it_is_the_expectile(sample: list[float], tau: 
     q = torch.tensor([sample], dtype=torch.float64)
     low, high = min(sample), max(sample)
     for _ in range(80):  # bisection: the loss is convex in v
-        middle = torch.full_like(q, (low + high) / 2).requires_grad_()
-        (slope,) = torch.autograd.grad(expectile_loss(q, middle, tau).loss, middle)
-        low, high = (low, float(middle[0, 0])) if slope.sum() > 0 else (float(middle[0, 0]), high)
+        middle = (low + high) / 2
+        value = torch.full_like(q, middle).requires_grad_()
+        (slope,) = torch.autograd.grad(expectile_loss(q, value, tau).loss, value)
+        low, high = (low, middle) if slope.sum() > 0 else (middle, high)
     above = sum(max(x - low, 0) for x in sample)
     below = sum(max(low - x, 0) for x in sample)
     assert tau * above == pytest.approx((1 - tau) * below, abs=1e-6)
