@@ -83,7 +83,7 @@ class Explanation:
             )
         )
         rows = tuple(
-            CandidateRow(rank, i, *table[i][:8], tuple(table[i][8]))
+            CandidateRow(*(rank, i, *table[i][:8], tuple(table[i][8])))
             for rank, i in enumerate(order, start=1)
         )
         return cls(rows, selection, bool(decision.supported))

@@ -417,7 +417,7 @@ def _clip_actions(source: Source, actions: Tensor) -> int:
     space = source.action_space
     low, high = (torch.as_tensor(b.reshape(-1)).float() for b in (space.low, space.high))
     clipped, furthest = 0, torch.zeros_like(low)
-    for chunk in actions.split(CHUNK):
+    for chunk in torch.split(actions, CHUNK):
         excess = torch.maximum(low - chunk, chunk - high)
         furthest = torch.maximum(furthest, excess.amax(0))
         clipped += int((excess > 0).any(1).sum())
@@ -431,7 +431,7 @@ def _clip_actions(source: Source, actions: Tensor) -> int:
             "before the environment clipped them: rescale or clip them and record again."
         )
     if clipped:
-        for chunk in actions.split(CHUNK):
+        for chunk in torch.split(actions, CHUNK):
             torch.clamp(chunk, low, high, out=chunk)
     return clipped
 

@@ -97,7 +97,9 @@ def gather(source: Source) -> tuple[Evidence | None, list[Finding]]:
                 "GEM proposes continuous actions: choose a dataset that has them.",
             )
         ]
-    findings, good, bad = [], [], []
+    findings: list[Finding] = []
+    good: list[RawEpisode] = []
+    bad: list[RawEpisode] = []
     try:
         for episode in read_episodes(
             source.folder,

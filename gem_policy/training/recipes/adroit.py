@@ -185,9 +185,10 @@ def _clone(sources: Path | None, seed: int) -> Callable[[Array, np.random.Genera
         net = nn.Sequential(*layers, nn.Linear(CLONE_WIDTH, actions.shape[1]))
         optimizer = torch.optim.Adam(net.parameters(), lr=CLONE_RATE)
         for _ in range(CLONE_EPOCHS):
-            for batch in torch.randperm(len(inputs)).split(CLONE_BATCH):
+            for batch in torch.split(torch.randperm(len(inputs)), CLONE_BATCH):
                 optimizer.zero_grad()
-                nn.functional.mse_loss(net(inputs[batch]), actions[batch]).backward()
+                loss = nn.functional.mse_loss(net(inputs[batch]), actions[batch])
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
                 optimizer.step()
     with torch.no_grad():
         std = (net(inputs) - actions).std(0).numpy()
@@ -195,7 +196,8 @@ def _clone(sources: Path | None, seed: int) -> Callable[[Array, np.random.Genera
     def act(observation: Array, rng: np.random.Generator) -> Array:
         with torch.no_grad():
             mean = net((torch.from_numpy(observation).float() - center) / scale).numpy()
-        return np.clip(mean + std * rng.standard_normal(std.shape), -1.0, 1.0)
+        action: Array = np.clip(mean + std * rng.standard_normal(std.shape), -1.0, 1.0)
+        return action
 
     return act
 
