@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     settings = TrainConfig(
         seed=options.seed,
         behavior_updates=updates,
+        value_updates=updates,
         critic_updates=updates,
         actor_updates=updates,
         holdout=0.1,

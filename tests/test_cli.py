@@ -135,7 +135,8 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
     rng = np.random.default_rng(0)
     write_dataset("test/cli-v0", [random_episode(8, rng) for _ in range(5)])
     settings = tmp_path / "settings.json"
-    short = {"behavior_updates": 4, "critic_updates": 4, "actor_updates": 4, "batch_size": 8}
+    phases = ("behavior", "value", "critic", "actor")
+    short = {**{f"{phase}_updates": 4 for phase in phases}, "batch_size": 8}
     settings.write_text(json.dumps({**short, "critic_hidden": [8], "candidates": 9}))
     out = tmp_path / "run"
     arguments: list[Any] = ["train", "test/cli-v0", "--out", out, "--config", settings]
