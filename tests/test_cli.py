@@ -181,7 +181,7 @@ def test_datasets_are_listed_and_made(
         (["train", "test/absent-v0", "--out", "OUT"], "test/absent-v0"),
         (["train", "test/absent-v0", "--out", "OUT", "--set", "lam"], "--set takes NAME=VALUE"),
         (["train", "x", "--out", "OUT", "--set", "lam=1"], "There is no setting 'lam'"),
-        (["train", "x", "--out", "OUT", "--set", "kappa=abc"], "`kappa` must be"),
+        (["train", "x", "--out", "OUT", "--set", "kappa=-1"], "`kappa` must be"),
         (["train", "x", "--out", "OUT", "--config", "absent.json"], "no JSON file of settings"),
         (["train", "x", "--out", "OUT", "--set", "observation_size=3"], "There is no setting"),
         (["datasets", "make", "gem/pointmaze/umazy-v0"], "Did you mean"),
@@ -202,6 +202,17 @@ def test_what_a_user_can_mend_is_one_message(
     assert told in error
     assert error.startswith("gem-policy: ")
     assert "Traceback" not in error
+
+
+def test_a_setting_of_the_wrong_type_is_one_message(tmp_path: Path) -> None:
+    # In a process of its own: here the tests' type checker would speak up first.
+    command = [sys.executable, "-m", "gem_policy", "train", "x", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--set", "kappa=abc"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gem-policy: `kappa` must be")
+    assert "'abc'" in done.stderr
 
 
 def test_an_unknown_verb_or_option_is_a_usage_error(
