@@ -1,4 +1,4 @@
-"""The three learners of a run: behavior model, critics, actor; each owns its weights and optimizer.
+"""The learners of a run: behavior model, state values, critics, actor, each with an optimizer.
 
 A learner changes its own state in place, by `update(batch)`, and holds everything that has to be
 saved to go on bit for bit: weights, target weights, Adam's moments, number of updates done.
@@ -6,6 +6,7 @@ saved to go on bit for bit: weights, target weights, Adam's moments, number of u
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Mapping
 
@@ -31,7 +32,7 @@ from gem_policy.training.replay import Batch
 Metrics = dict[str, Tensor]
 
 
-class Learner:
+class Learner(abc.ABC):
     """Weights, Adam's moments and a cosine learning rate; subclasses say what the loss is.
 
     Args:
@@ -52,12 +53,9 @@ class Learner:
                 "exp_avg_sq": torch.zeros_like(p),
             }
 
+    @abc.abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a batch and the metrics to log, none of them synchronized."""
-        raise NotImplementedError
-
-    def after_step(self) -> None:
-        """What follows an optimizer step, such as moving target weights."""
 
     def update(self, batch: Batch) -> Metrics:
         """One Adam step on one batch."""
@@ -68,7 +66,6 @@ class Learner:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.step()
         self.step += 1
-        self.after_step()
         return metrics
 
     def learning_rate(self) -> float:
@@ -175,14 +172,16 @@ class ValueLearner(Learner):
         }
         return total, metrics
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Move the target values a little towards the values."""
-        torch._foreach_lerp_(
-            list(self.target.parameters()),
-            list(self.values.parameters()),
-            self.config.target_rate,
-        )
+    def update(self, batch: Batch) -> Metrics:
+        """One Adam step, after which the target values move a little towards the values."""
+        metrics = super().update(batch)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.target.parameters()),
+                list(self.values.parameters()),
+                self.config.target_rate,
+            )
+        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, moments and the target's weights."""

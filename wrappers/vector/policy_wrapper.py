@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from gem_policy.wrappers.records import Record, add
 from gem_policy.wrappers.vector.episodes import EpisodeWrapper, Flags, Vectors
 
 
-class PolicyWrapper(EpisodeWrapper):
+class PolicyWrapper(EpisodeWrapper, abc.ABC):
     """A vector wrapper that keeps the latest observations as the policy reads them.
 
     Raises:
@@ -48,9 +49,9 @@ class PolicyWrapper(EpisodeWrapper):
         self._add(infos, self._blank(where), np.zeros(self.num_envs, np.bool_))
         return observations
 
+    @abc.abstractmethod
     def _blank(self, where: Flags) -> Record:
         """The record after a reset of the sub-environments ``where``."""
-        raise NotImplementedError
 
     def _remember(self, observations: Any) -> None:
         """Keep a copy: environments may write the next observations into the same array."""
