@@ -95,8 +95,7 @@ steps spent at the goal. One training seed: the intervals are over episodes, not
 ## Limits
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
-action. Trained before a fix of the batches' seeds (CHANGELOG): the recipe run again gives a policy
-of the same kind, not the same bits. License: MIT.
+action. License: MIT.
 """
 
 

@@ -44,7 +44,8 @@ class GaussianMixture:
         # The part that does not depend on the action is summed once per component, not per action.
         constant = self.log_weights - self.log_std.sum(-1)
         constant = constant - HALF_LOG_TWO_PI * actions.shape[-1]
-        return constant.unsqueeze(-2) - 0.5 * standardized.square().sum(-1)
+        square = standardized.square().sum(-1)
+        return torch.sub(constant.unsqueeze(-2), square, alpha=0.5)
 
     def log_prob(
         self, actions: Float[Tensor, "*batch candidates action"]

@@ -250,7 +250,7 @@ class GEMPolicy(Predictor):
         index = select(scores, temperature, generator)
         wide = index[..., None, None].expand(*index.shape, 1, candidates.actions.shape[-1])
         chosen = torch.gather(candidates.actions, -2, wide).squeeze(-2)
-        supported = torch.isfinite(scores).any(-1)
+        supported = scores.amax(-1) != -torch.inf
         return Decision(self.scaler.invert(chosen), index, scores, supported, candidates)
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 from gem_policy.candidates import CandidateSet
 from gem_policy.config import SelectionConfig
 
-TIE = 1e-6  # std, relative to the root mean square, below which candidates count as tied
+TIE = 1e-6  # std, relative to the size of the mean, below which candidates count as tied
 BEYOND_KNEE = 0.1  # what counts of a standardized value's excess over the knee
 
 
@@ -39,27 +39,19 @@ def standardize(x: Float[Tensor, "*batch candidates"]) -> Float[Tensor, "*batch 
     if x.numel() == 0:  # torch warns of the variance of nothing
         return x
     wide = x.double()
-    if x.device.type == "cpu" and math.isfinite(wide.sum().item()):
-        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
-        return _scaled(wide - mean, variance, mean).to(x.dtype)
+    if x.device.type == "cpu":
+        # One kernel for all of it; where a number is not finite, neither is the mean.
+        z, mean, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, 0.0)
+        if math.isfinite(mean.sum().item()):
+            return torch.where((mean * inverse).abs() < 1 / TIE, z, 0.0).to(x.dtype)
     # On a GPU the masks cost less than asking whether they are needed.
     finite = torch.isfinite(wide)
     count = finite.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(finite, wide, 0.0).sum(-1, keepdim=True) / count
     centered = torch.where(finite, wide - mean, 0.0)
-    variance = centered.square().sum(-1, keepdim=True) / count
-    return torch.where(finite, _scaled(centered, variance, mean).to(x.dtype), x)
-
-
-def _scaled(
-    centered: Float[Tensor, "*batch candidates"],
-    variance: Float[Tensor, "*batch 1"],
-    mean: Float[Tensor, "*batch 1"],
-) -> Float[Tensor, "*batch candidates"]:
-    """Deviations divided by their std, or zeros where that is nothing but rounding."""
-    floor = (TIE * TIE) * torch.addcmul(variance, mean, mean)
-    inverse = torch.where(variance > floor, variance.rsqrt(), 0.0)
-    return centered * inverse
+    inverse = (centered.square().sum(-1, keepdim=True) / count).rsqrt()
+    z = torch.where((mean * inverse).abs() < 1 / TIE, centered * inverse, 0.0)
+    return torch.where(finite, z.to(x.dtype), x)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class TrainConfig:
         target_rate: Step of the target critics' moving average.
         expectile: tau of the state value; 0.5 is the mean, 1 the best action in the data.
         weight_temperature: T in exp(A / T), in standard deviations of the dataset's advantages.
+        weight_kappa: The advantages in the weights are lower bounds, mean - kappa * std over the
+            critics; 0 takes their mean.
         weight_max: Largest weight of a transition in the actor's loss.
         responsibility_floor: Smallest responsibility of a component, before renormalizing; keeps
             components alive.
@@ -51,6 +53,7 @@ class TrainConfig:
     target_rate: float = 0.005
     expectile: float = 0.9
     weight_temperature: float = 0.5
+    weight_kappa: float = 5.0
     weight_max: float = 20.0
     responsibility_floor: float = 0.0
     reward_scale: float = 1.0
@@ -71,6 +74,7 @@ class TrainConfig:
         fine = isinstance(self.expectile, float) and 0 < self.expectile < 1
         require(fine, "expectile", self.expectile, "a number strictly between 0 and 1")
         require_number("weight_temperature", self.weight_temperature, "> 0", 1e-9, 1e9)
+        require_number("weight_kappa", self.weight_kappa, "a finite number >= 0", 0, 1e9)
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         require_number("reward_scale", self.reward_scale, "a finite number", -1e9, 1e9)

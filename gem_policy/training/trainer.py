@@ -26,6 +26,7 @@ from gem_policy import checkpoint as files
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import TrainingError
+from gem_policy.scoring import lower_bound
 from gem_policy.spaces import observation_size
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
@@ -253,14 +254,21 @@ def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
 
 @torch.no_grad()
 def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
-    """The same transitions with the actor's weights, by the finished critics' mean."""
+    """The same transitions with the actor's weights, by the finished critics' lower bounds.
+
+    Less their mean over the dataset, so that pessimism about all actions alike changes nothing.
+    """
     parts = [
-        critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1).mean(0)
+        lower_bound(
+            critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1),
+            config.weight_kappa,
+        )
         for index, actions in zip(
             torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
         )
     ]
-    weights = advantage_weights(torch.cat(parts), config.weight_temperature, config.weight_max)
+    bound = torch.cat(parts)
+    weights = advantage_weights(bound - bound.mean(), config.weight_temperature, config.weight_max)
     return replace(replay, weights=weights)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import torch
 from small_datasets import GOALS, random_episode, write_dataset
 
 from gem_policy import checkpoint as files
+from gem_policy.config import NetworkConfig
 from gem_policy.errors import TrainingError
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.learners import CriticLearner, ValueLearner
+from gem_policy.training.preparation import prepare
 from gem_policy.training.state import STATE_FILE, read_state
-from gem_policy.training.trainer import PHASES, Progress, fit
+from gem_policy.training.trainer import PHASES, Progress, fit, judge, weigh
 
 TINY = {
     "actor_hidden": (8,),
@@ -320,3 +324,53 @@ def test_two_good_modes_are_kept_apart_where_one_gaussian_averages_them(
         share[name] = float((bandit_reward(context, action) > 0.5).mean())
     assert share["gem"] >= 0.99
     assert share["single"] < 0.2
+
+
+# -- what one phase hands to the next --------------------------------------------------------------
+
+
+def learners_of(dataset: Dataset, config: TrainConfig) -> tuple[Any, ValueLearner, CriticLearner]:
+    prepared = prepare(dataset, config, torch.device("cpu"))
+    net = NetworkConfig(8, 2, **TINY)
+    made = (
+        kind(net, config, torch.Generator().manual_seed(7), torch.device("cpu"))
+        for kind in (ValueLearner, CriticLearner)
+    )
+    return prepared.training, *made
+
+
+def test_the_critics_targets_are_one_step_advantages_in_standard_deviations(
+    dataset: Dataset,
+) -> None:
+    config = replace(SHORT, discount=0.9, reward_scale=0.5, reward_shift=-0.1)
+    replay, value, _ = learners_of(dataset, config)
+    got = judge(replay, value, config).advantages
+    expected = np.empty(tuple(got.shape))
+    with torch.no_grad():
+        for i in range(len(replay)):
+            row = int(replay.index[i])
+            here, after = (value.values(replay.rows[r]).double() for r in (row, row + 1))
+            rest = 0.9 * float(replay.continues[i]) * after
+            expected[i] = (float(replay.rewards[i]) + rest - here).numpy()
+    expected /= expected.mean(axis=1).std()
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-4)
+    assert 0 < int((replay.continues == 0).sum()) < len(replay)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 3.0])
+def test_the_actors_weights_are_those_of_lower_bounds_less_their_mean(
+    dataset: Dataset, kappa: float
+) -> None:
+    config = replace(SHORT, weight_kappa=kappa, weight_temperature=0.02, weight_max=1.5)
+    replay, _, critic = learners_of(dataset, config)
+    got = weigh(replay, critic, config).weights
+    bounds = []
+    with torch.no_grad():
+        for i in range(len(replay)):
+            action = replay.actions[i].unsqueeze(0)
+            q = critic.critics(replay.rows[replay.index[i]], action).double().numpy()[:, 0]
+            bounds.append(q.mean() - kappa * q.std())
+    centered = np.array(bounds) - np.mean(bounds)
+    expected = np.minimum(np.exp(centered / 0.02), 1.5)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3)
+    assert 0 < (expected == 1.5).sum() < len(expected)
