@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from layout import ROOT, module_files
 
-PAGES = ["README.md", "CONTRIBUTING.md"]
+CARDS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("pretrained/*/README.md"))
+PAGES = ["README.md", *CARDS]
 EXTRAS = ("gymnasium_robotics", "huggingface_hub", "minari", "mujoco", "stable_baselines3")
 
 
@@ -50,7 +51,7 @@ def run_doctests(module: str) -> doctest.TestResults:
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_page((ROOT / page).read_text(), page)
+    assert run_page((ROOT / page).read_text(), page) >= 1
 
 
 @pytest.mark.parametrize("module", [name for name in module_files() if "__main__" not in name])
