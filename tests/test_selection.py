@@ -75,6 +75,15 @@ def test_what_is_not_finite_is_never_chosen_while_something_finite_is_there(
                 assert chosen == 0
 
 
+@given(candidate_sets(regimes=("ordinary", "broken")))
+def test_whatever_the_rule_looks_at_values_and_densities_must_be_finite(
+    candidates: CandidateSet,
+) -> None:
+    scores = usable_scores(candidates, torch.zeros_like(candidates.log_behavior))
+    fine = torch.isfinite(candidates.q).all(0) & torch.isfinite(candidates.log_behavior)
+    assert torch.equal(torch.isfinite(scores), fine)
+
+
 @given(candidate_sets(regimes=(*MODERATE, "denormal", "broken")), selections)
 def test_whatever_is_finite_and_not_huge_can_be_chosen(
     candidates: CandidateSet, selection: SelectionConfig
