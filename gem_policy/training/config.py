@@ -24,6 +24,8 @@ class TrainConfig:
         value_steps: n of the state values' targets. 1: IQL's, the critics. Above 1: the n-step
             return of the data, bootstrapped from the slow copy of the values; carries far rewards
             back faster, at the price of leaning towards the behavior for n steps.
+        critic_steps: n of the critics' targets, the n-step advantages of the data. 1 rests on the
+            shape of the values around a state, more on what followed in the data; noisier.
         target_rate: Step of the target critics' moving average.
         expectile: tau of the state value; 0.5 is the mean, 1 the best action in the data.
         weight_temperature: T in exp(A / T), in standard deviations of the dataset's advantages.
@@ -50,6 +52,7 @@ class TrainConfig:
     policy_lr: float = 1e-3
     discount: float = 0.99
     value_steps: int = 1
+    critic_steps: int = 1
     target_rate: float = 0.005
     expectile: float = 0.9
     weight_temperature: float = 0.5
@@ -67,6 +70,7 @@ class TrainConfig:
             require_count(name, getattr(self, name), 0)
         require_count("batch_size", self.batch_size)
         require_count("value_steps", self.value_steps)
+        require_count("critic_steps", self.critic_steps)
         for name in ("critic_lr", "policy_lr"):
             require_number(name, getattr(self, name), "a number in (0, 1]", 1e-12, 1)
         require_number("discount", self.discount, "a number in [0, 1]", 0, 1)

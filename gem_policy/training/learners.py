@@ -192,10 +192,11 @@ class ValueLearner(Learner):
 class CriticLearner(Learner):
     """The deployed critics: Q_e(s, a) - V_e(s), in standard deviations over the dataset.
 
-    Member e is fitted to ``r + gamma V_e(s') - V_e(s)`` with V_e finished: what IQL's critic
-    learns, less the state's own value. Candidates of one state share that value, so it cannot
-    change their order; but it is a hundred times larger than what the action changes in one step,
-    and a network that has to represent both gets the difference wrong (our choice, measured).
+    Member e is fitted to ``r + gamma V_e(s') - V_e(s)``, or to the same over several steps, with
+    V_e finished: what IQL's critic learns, less the state's own value. Candidates of one state
+    share that value, so it cannot change their order; but it is a hundred times larger than what
+    the action changes in one step, and a network that has to represent both gets the difference
+    wrong (our choice, measured).
     """
 
     def __init__(

@@ -40,7 +40,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Replay, Sampler
+from gem_policy.training.replay import Replay, Sampler, look_ahead
 from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
 
 PHASES: dict[str, type[Learner]] = {
@@ -238,16 +238,18 @@ def _stop_if_broken(reading: Mapping[str, float], phase: str, step: int, out: Pa
 def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
     """The same transitions with the critics' targets, by the finished values.
 
-    ``[r + gamma V_e(s') - V_e(s)] / sigma``, sigma the standard deviation over the dataset of the
-    members' mean: advantages of any task have the same scale, for the weights' temperature and for
-    lambda alike (our choice).
+    ``[R + gamma^n V_e(s_n) - V_e(s)] / sigma``: R the discounted rewards of the next n =
+    ``critic_steps`` steps, sigma the standard deviation over the dataset of the members' mean.
+    Advantages of any task have the same scale, for the weights' temperature and for lambda alike
+    (our choice).
     """
-    parts = []
-    for chosen in torch.split(torch.arange(len(replay), device=replay.index.device), ROWS):
-        row = replay.index[chosen]
-        after = config.discount * replay.continues[chosen] * value.values(replay.rows[row + 1])
-        parts.append((replay.rewards[chosen] + after - value.values(replay.rows[row])).T)
-    advantages = torch.cat(parts)
+    values = torch.cat([value.values(rows) for rows in torch.split(replay.rows, ROWS)], -1)
+    episode = replay.index - torch.arange(len(replay), device=replay.index.device)
+    returns, discounts, taken = look_ahead(
+        replay.rewards, replay.continues, episode, config.critic_steps, config.discount
+    )
+    after = discounts * values[:, replay.index + taken]
+    advantages = (returns + after - values[:, replay.index]).T
     scale = advantages.mean(-1).std(correction=0).clamp(min=1e-12)
     return replace(replay, advantages=advantages / scale)
 

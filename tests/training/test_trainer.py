@@ -339,19 +339,26 @@ def learners_of(dataset: Dataset, config: TrainConfig) -> tuple[Any, ValueLearne
     return prepared.training, *made
 
 
-def test_the_critics_targets_are_one_step_advantages_in_standard_deviations(
-    dataset: Dataset,
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_critics_targets_are_advantages_in_standard_deviations(
+    dataset: Dataset, steps: int
 ) -> None:
-    config = replace(SHORT, discount=0.9, reward_scale=0.5, reward_shift=-0.1)
+    config = replace(SHORT, discount=0.9, reward_scale=0.5, reward_shift=-0.1, critic_steps=steps)
     replay, value, _ = learners_of(dataset, config)
     got = judge(replay, value, config).advantages
     expected = np.empty(tuple(got.shape))
     with torch.no_grad():
         for i in range(len(replay)):
             row = int(replay.index[i])
-            here, after = (value.values(replay.rows[r]).double() for r in (row, row + 1))
-            rest = 0.9 * float(replay.continues[i]) * after
-            expected[i] = (float(replay.rewards[i]) + rest - here).numpy()
+            total = -value.values(replay.rows[row]).double()
+            for n in range(steps):
+                total += 0.9**n * float(replay.rewards[i + n])
+                ended = float(replay.continues[i + n]) == 0
+                last = i + n + 1 == len(replay) or replay.index[i + n + 1] != row + n + 1
+                if ended or last or n + 1 == steps:
+                    break
+            after = value.values(replay.rows[row + n + 1]).double()
+            expected[i] = (total + (0 if ended else 0.9 ** (n + 1)) * after).numpy()
     expected /= expected.mean(axis=1).std()
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-4)
     assert 0 < int((replay.continues == 0).sum()) < len(replay)
