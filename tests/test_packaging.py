@@ -73,6 +73,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         "WHEEL",
         "entry_points.txt",
         "licenses/LICENSE",
+        "licenses/NOTICE",
         "top_level.txt",
     }
     packages = {name.rpartition("/")[0].replace("/", ".") for name in names if name[-3:] == ".py"}
