@@ -34,7 +34,7 @@ def main(expected: list[str]) -> None:
 
     folder = Path(gem_policy.__file__).parent
     assert "site-packages" in folder.parts, f"not an installed package: {folder}"
-    assert names() == sorted(expected), f"ships {names()}, expected {sorted(expected)}"
+    assert list(names()) == sorted(expected), f"ships {names()}, expected {sorted(expected)}"
 
     for name in names():
         begin = time.perf_counter()
