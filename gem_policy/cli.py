@@ -125,6 +125,10 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write every episode and setting here.")
     ] = None,
     append: Annotated[bool, typer.Option(help="Keep the rows already in the JSON file.")] = False,
+    batched: Annotated[
+        bool,
+        typer.Option(help="Decide for all environments at once: faster, the same up to rounding."),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
@@ -159,12 +163,15 @@ def evaluate(
                 envs=envs,
                 seed=seed,
                 deterministic=player.deterministic,
+                batched=batched,
                 progress=lambda: bar.advance(task),
             )
             rows.append(ReportRow(player.label, player.settings, records))
             bar.console.print(f"{player.label:28} {_row_text(rows[-1].summary())}")
             if json_file is not None:  # after every row: a long evaluation may be stopped
-                document = report_document(policy, rows, episodes=episodes, seed=seed, envs=envs)
+                document = report_document(
+                    policy, rows, episodes=episodes, seed=seed, envs=envs, batched=batched
+                )
                 write_document(document, json_file, before)
 
 

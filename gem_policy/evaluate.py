@@ -6,10 +6,11 @@ the same number of episodes whatever acts in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,6 +143,7 @@ def rollout(
     envs: int,
     seed: int,
     deterministic: bool = True,
+    batched: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> EpisodeRecords:
     """Play episodes through SB3's ``evaluate_policy``.
@@ -153,6 +155,7 @@ def rollout(
         envs: Environments side by side.
         seed: Environment i starts from seed + i.
         deterministic: Passed to ``predict``.
+        batched: Decide for all environments at once, see `Predictor.row_by_row`.
         progress: Called after every finished episode.
 
     Raises:
@@ -178,14 +181,15 @@ def rollout(
             if progress is not None and local["done"]:
                 progress()
 
-        returns, lengths = evaluate_policy(
-            predictor,
-            venv,
-            n_eval_episodes=episodes,
-            deterministic=deterministic,
-            callback=callback,
-            return_episode_rewards=True,
-        )
+        with _row_by_row(predictor, not batched):
+            returns, lengths = evaluate_policy(
+                predictor,
+                venv,
+                n_eval_episodes=episodes,
+                deterministic=deterministic,
+                callback=callback,
+                return_episode_rewards=True,
+            )
         timings = time_decisions(predictor, venv.reset(), deterministic)
     finally:
         venv.close()
@@ -199,6 +203,17 @@ def rollout(
         float(median),
         float(high),
     )
+
+
+@contextlib.contextmanager
+def _row_by_row(predictor: Predictor, wanted: bool) -> Iterator[None]:
+    """Have the predictor decide so for a while."""
+    before = predictor.row_by_row
+    predictor.row_by_row = wanted
+    try:
+        yield
+    finally:
+        predictor.row_by_row = before
 
 
 def time_decisions(

@@ -93,7 +93,13 @@ def _constant(predictor: Predictor) -> Callable[[], Predictor]:
 
 
 def report_document(
-    policy: GEMPolicy, rows: Sequence[ReportRow], *, episodes: int, seed: int, envs: int
+    policy: GEMPolicy,
+    rows: Sequence[ReportRow],
+    *,
+    episodes: int,
+    seed: int,
+    envs: int,
+    batched: bool = False,
 ) -> dict[str, Any]:
     """Everything about an evaluation as one JSON object, episode by episode."""
     return {
@@ -102,6 +108,7 @@ def report_document(
         "episodes": episodes,
         "seed": seed,
         "envs": envs,
+        "batched": batched,
         "interval": {"method": "percentile bootstrap", "level": CONFIDENCE, "resamples": RESAMPLES},
         "machine": machine(),
         "rows": [
@@ -143,8 +150,8 @@ def write_document(document: dict[str, Any], path: Path, before: Mapping[str, An
         ConfigError: The earlier report was played otherwise.
     """
     if before is not None:
-        keys = ("dataset_id", "environment", "episodes", "seed", "envs")
-        other = [key for key in keys if before.get(key) != document[key]]
+        keys = ("dataset_id", "environment", "episodes", "seed", "envs", "batched")
+        other = [key for key in keys if before.get(key, False) != document[key]]
         if other:
             raise ConfigError(
                 f"{path} has rows that were played with other {other}: give another file."

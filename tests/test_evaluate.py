@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from fakes import BOX, GOAL, ScriptedEnv, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from gem_policy.evaluate import (
     rollout,
     time_decisions,
 )
+from gem_policy.policy import GEMPolicy
 from gem_policy.report import players, report_document
 
 
@@ -97,6 +99,21 @@ def test_whoever_plays_meets_the_same_starts() -> None:
         seen.append([])
         rollout(policy, Watched, episodes=4, envs=2, seed=7)
     assert seen[0] == seen[1] and len(seen[0]) >= 4
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_batched_evaluation_decides_for_all_environments_at_once(batched: bool) -> None:
+    sizes: set[int] = set()
+
+    class Counted(GEMPolicy):
+        def act(self, rows: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+            sizes.add(len(rows))
+            return super().act(rows, generator)
+
+    policy = Counted(tiny_policy().to_checkpoint(), torch.device("cpu"))
+    rollout(policy, ScriptedEnv, episodes=6, envs=3, seed=0, batched=batched)
+    assert sizes == ({1, 3} if batched else {1})  # 1: decisions are timed one by one
+    assert policy.row_by_row
 
 
 def test_progress_counts_finished_episodes() -> None:
@@ -209,6 +226,7 @@ def test_the_document_keeps_every_episode_and_names_no_host() -> None:
     }
     assert kept["summary"]["success"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert kept["settings"] == {"candidates": 3}
+    assert document["batched"] is False
     assert document["seed"] == 9 and document["dataset_id"] == "test/tiny-v0"
     assert socket.gethostname() not in json.dumps(document)
     assert {"cores", "torch_threads", "torch", "gem-policy"} <= set(machine())

@@ -84,6 +84,8 @@ MUTANTS = [
            "test_selection:test_the_first_best_is_chosen"),
     Mutant("always the mode", "selection:select", "scores.argmax(-1)", "scores.argmax(-1) * 0",
            "test_selection:test_the_choice_follows_a_permutation_of_the_candidates"),
+    Mutant("argmax over the wrong axis", "selection:select", "scores.argmax(-1)",
+           "scores.argmax(0)", "test_selection:test_the_first_best_is_chosen"),
     Mutant("values not masked", "selection:usable_scores", "candidates.q.sum(0) + ", "",
            "test_selection:test_whatever_the_rule_looks_at_values_and_densities_must_be_finite"),
     Mutant("densities not masked", "selection:usable_scores", "+ candidates.log_behavior ", "",
@@ -117,6 +119,10 @@ MUTANTS = [
            "test_mixture:test_the_density_integrates_to_one"),
     Mutant("half forgotten", "mixture:GaussianMixture.component_log_prob", "alpha=0.5",
            "alpha=1.0", "test_mixture:test_log_prob_is_the_formula"),
+    Mutant("densities that underflow", "mixture:GaussianMixture.log_prob",
+           "torch.logsumexp(self.component_log_prob(actions), dim=-1)",
+           "self.component_log_prob(actions).exp().sum(-1).log()",
+           "test_mixture:test_log_prob_is_finite_on_the_closed_box"),
     Mutant("best component only", "mixture:GaussianMixture.log_prob",
            "torch.logsumexp(self.component_log_prob(actions), dim=-1)",
            "self.component_log_prob(actions).amax(-1)",
@@ -158,6 +164,21 @@ MUTANTS = [
     Mutant("returns across episodes", "training.replay:look_ahead",
            "(episode[here] == episode[ahead:]) & ", "",
            "test_replay:test_returns_ahead_are_the_sum_written_out"),
+    # -- a policy and what wraps an environment
+    Mutant("a batch at once", "predictor:Predictor.predict", "rows.shape[0] > 1",
+           "rows.shape[0] < 0",
+           "test_predictor:test_deterministic_answers_do_not_depend_on_the_batch"),
+    Mutant("settings lost by saving", "policy:GEMPolicy.to_checkpoint", "self.selection",
+           "self.config.selection", "test_wrapped_machine:test_any_order_of_events"),
+    Mutant("the monitor acts", "wrappers.support_monitor:SupportMonitor.step",
+           "self.env.step(action)", 'self.env.step(record["choice"]["action"])',
+           "test_support_monitor:test_rollout_is_the_bare_one"),
+    Mutant("the shield stops what is supported", "wrappers.support_shield:Shield.guard",
+           "percentile >= self.percentile", "percentile <= self.percentile",
+           "test_wrapped_machine:test_any_order_of_events"),
+    Mutant("counts go on after a reset", "wrappers.support_shield:Shield.begin",
+           "self._episode[:, where] = 0", "pass",
+           "test_wrapped_machine:test_any_order_of_events"),
     # -- units and files
     Mutant("bound outside of the box", "normalize:ActionScaler.invert",
            "torch.clamp(scaled, self.low, self.high)",
@@ -179,9 +200,7 @@ def test_module(name: str) -> ModuleType:
     """A module of tests, once for all mutants."""
     if name not in sys.modules:
         here = Path(__file__).parent
-        path = next(
-            p for p in (here / f"{name}.py", here / "training" / f"{name}.py") if p.exists()
-        )
+        path = next(here.rglob(f"{name}.py"))
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -277,6 +278,36 @@ def test_deterministic_answers_do_not_depend_on_the_batch(
         alone = [player.predict(row_of(batch, i), deterministic=True)[0] for i in chosen]
         together, _ = player.predict(rows_of(batch, chosen), deterministic=True)
         np.testing.assert_array_equal(np.stack(alone), together)
+
+
+@given(policies, st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=25)
+def test_a_batch_decided_at_once_is_the_same_up_to_rounding(
+    policy: GEMPolicy, count: int, seed: int
+) -> None:
+    batch = observations(policy, count, seed)
+    for player in players(policy):
+        careful, _ = player.predict(batch, deterministic=True)
+        with decided_at_once(player) as sizes:
+            at_once, _ = player.predict(batch, deterministic=True)
+        assert sizes == [count]
+        np.testing.assert_allclose(at_once, careful, rtol=1e-4, atol=1e-4)
+
+
+@contextlib.contextmanager
+def decided_at_once(player: Predictor) -> Iterator[list[int]]:
+    """The player without its row by row, and how many rows each call of `act` is given."""
+    sizes: list[int] = []
+    act = player.act
+
+    def watched(rows: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        sizes.append(len(rows))
+        return act(rows, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(player, "act", watched)
+        patch.setattr(player, "row_by_row", False)
+        yield sizes
 
 
 def test_deterministic_answers_do_not_depend_on_what_was_asked_before() -> None:

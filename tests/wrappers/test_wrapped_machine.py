@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from hypothesis.stateful import (
 from wrappers_fakes import Pond, plain, random_policy, without_gem
 
 from gem_policy import GEMPolicy, wrappers
+from gem_policy.errors import SupportError
 from gem_policy.wrappers.support_shield import MODES
 
 LENGTH = 4
@@ -30,13 +34,14 @@ class WrappedEnvironment(RuleBasedStateMachine):
     """Monitor around shield around pond, beside a bare pond that does what the shield let through.
 
     The model of the shield is one line: an action passes where it is finite and its percentile,
-    asked of `GEMPolicy.assess`, reaches the threshold; all else does the policy's own `predict`.
+    asked of `GEMPolicy.assess`, reaches the threshold; for all else the policy's own `predict`, a
+    candidate or an error stands in.
     """
 
     @initialize(
         seed=st.integers(0, 3),
         percentile=st.sampled_from([0.0, 20.0, 60.0, 100.0]),
-        mode=st.sampled_from([mode for mode in MODES if mode != "refuse"]),
+        mode=st.sampled_from(MODES),
     )
     def build(self, seed: int, percentile: float, mode: str) -> None:
         self.policy = random_policy(seed=seed)
@@ -49,7 +54,6 @@ class WrappedEnvironment(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 9) | st.none())
     def reset(self, seed: int | None) -> None:
-        seed = 0 if seed is None and not hasattr(self, "observation") else seed
         got, expected = self.env.reset(seed=seed), self.twin.reset(seed=seed)
         assert plain(without_gem([got])) == plain([expected])
         self.observation, info = got
@@ -73,6 +77,11 @@ class WrappedEnvironment(RuleBasedStateMachine):
     def take(self, action: np.ndarray) -> None:
         choice, _ = self.policy.predict(self.observation, deterministic=True)
         passes = self.percentile <= self.percentile_of(action)  # NaN where it is not finite
+        self.count(passes)
+        if self.mode == "refuse" and not passes:
+            with pytest.raises(SupportError):
+                self.env.step(action)
+            return
         *got, info = self.env.step(action)
         gem = info["gem"]
         executed = gem["shield"]["executed"]
@@ -80,9 +89,10 @@ class WrappedEnvironment(RuleBasedStateMachine):
         assert plain(got) == plain(expected)
         assert plain(without_gem([(info,)])) == plain([(bare,)])
         self.observation, self.over = got[0], got[2] or got[3]
-        self.count(passes)
 
         assert gem["shield"]["intervened"] is not passes
+        assert gem["shield"]["steps"] == self.episode_steps
+        assert gem["shield"]["interventions"] == self.episode_interventions
         if passes:
             assert plain(executed) == plain(action)
         else:
@@ -115,7 +125,8 @@ class WrappedEnvironment(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self) -> None:
-        again = GEMPolicy(self.policy.to_checkpoint(), self.policy.device)
+        with tempfile.TemporaryDirectory() as folder:
+            again = GEMPolicy.load(self.policy.save(Path(folder) / "policy"), device="cpu")
         assert again.selection == self.policy.selection
         same = [p.predict(self.observation, deterministic=True)[0] for p in (again, self.policy)]
         assert plain(same[0]) == plain(same[1])
