@@ -14,7 +14,7 @@ from gem_policy.errors import DatasetError
 from gem_policy.training import recipes
 from gem_policy.training.recipes import adroit, antmaze, mujoco, references
 from gem_policy.training.recipes.episodes import Episodes
-from gem_policy.training.recipes.recipe import Recipe, Shard
+from gem_policy.training.recipes.recipe import Recipe, References, Shard
 
 SMALL = ("gem/antmaze/umaze-v0", "gem/door/expert-v0", "gem/hopper/mixed-v0")
 
@@ -135,6 +135,18 @@ def test_the_agents_of_a_mixed_set_take_turns(made_up: Path) -> None:
     assert mixed.agents == ("tqc", "sac", "ppo", "a2c")
 
 
+@pytest.mark.parametrize(
+    ("name", "turns"),
+    [("hopper/mixed", 4), ("hopper/medium-expert", 2), ("hopper/expert", 1), ("door/cloned", 2)],
+)
+def test_a_small_set_still_holds_every_agent(name: str, turns: int) -> None:
+    recipe = recipes.describe(name)
+    sizes = [shard.steps for shard in recipe.shards(100, 0, None)]
+    assert len(sizes) == turns and sum(sizes) == 100 and max(sizes) == 100 // turns
+    whole = [shard.steps for shard in recipe.shards(recipe.steps, 0, None)]
+    assert set(whole[:-1]) == {recipe.shard_steps} and sum(whole) == recipe.steps
+
+
 def test_ants_stay_in_full_episodes_with_weak_actions(
     made_up: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +182,38 @@ def test_references_are_measured_in_the_evaluation_environment(
     scores = recipes.describe(name).references(0, made_up)
     assert scores.episodes == 1
     assert np.isfinite([scores.minimum, scores.maximum]).all()
+
+
+def test_the_expert_of_the_ant_is_the_policy_of_the_data(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def controller(env: object, agent: object, rng: object, noise: float) -> antmaze.Actor:
+        seen.append(noise)
+        return lambda observation: np.zeros(8, "f")
+
+    monkeypatch.setattr(antmaze, "controller", controller)
+    monkeypatch.setattr(references, "EPISODES", 1)
+    recipes.describe("antmaze/umaze").references(989, made_up)
+    assert seen == [antmaze.NOISE]
+
+
+def test_sets_with_the_same_evaluation_measure_references_once(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[EnvSpec] = []
+
+    def measure(spec: EnvSpec, expert: object, seed: int) -> References:
+        asked.append(spec)
+        return References(0.0, 1.0, 100)
+
+    monkeypatch.setattr(references, "measure", measure)
+    for name in ("hopper/mixed", "hopper/expert", "antmaze/umaze", "antmaze/umaze-diverse"):
+        recipes.describe(name).references(987, made_up)
+    assert [spec.id for spec in asked] == ["Hopper-v5", "AntMaze_UMaze-v5"]
+    recipes.describe("hopper/mixed").references(988, made_up)
+    assert len(asked) == 3
 
 
 def needing_sources() -> list[Recipe]:

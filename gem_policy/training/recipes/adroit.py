@@ -100,6 +100,12 @@ def simulate(variant: Variant, shard: Shard) -> Episodes:
 
 def reference_scores(variant: Variant, seed: int, sources: Path | None) -> References:
     """Random actions, and the expert without noise, over D4RL's horizon."""
+    return _scores_of_task(variant.task, seed, sources)
+
+
+@lru_cache
+def _scores_of_task(task: str, seed: int, sources: Path | None) -> References:
+    variant = next(v for v in VARIANTS if v.task == task)
     act = HandExpert(_arrays(variant.task, "expert_policy", sources)).act
 
     def expert(env: gym.Env[Any, Any], episode: int) -> references.Actor:
@@ -252,6 +258,7 @@ def _recipe(variant: Variant) -> Recipe:
         }[variant.kind],
         steps=variant.steps,
         shard_steps=variant.shard_steps,
+        turns=2 if variant.kind == "cloned" else 1,
         credits="Policies and demonstrations: hand_dapg (Rajeswaran et al., 2018, Apache-2.0). "
         "Recipe: D4RL, Minari.",
         needs_sources=True,

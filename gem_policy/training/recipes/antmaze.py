@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def controller(
         env: A maze environment, for its map.
         agent: Walks toward a point that is given relative to the body.
         rng: Draws waypoints and actions.
-        noise: Standard deviation of the noise on the agent's actions; 0 for the expert.
+        noise: Standard deviation of the noise on the agent's actions.
     """
     maze = env.unwrapped.maze  # type: ignore[attr-defined]
     cells = MazeMap(maze.maze_map, float(maze.maze_size_scaling))
@@ -153,11 +153,17 @@ def simulate(variant: Variant, shard: Shard) -> Episodes:
 
 
 def reference_scores(variant: Variant, seed: int, sources: Path | None) -> References:
-    """Random actions, and the planner with the sampled policy but no further noise."""
+    """Random actions, and the behavior policy: without its noise the ant stays stuck at walls."""
+    return _scores_of_maze(variant.title, seed, sources)
+
+
+@lru_cache
+def _scores_of_maze(title: str, seed: int, sources: Path | None) -> References:
+    variant = next(v for v in VARIANTS if v.title == title)
     agent = _agent(sources)
 
     def expert(env: gym.Env[Any, Any], episode: int) -> Actor:
-        return controller(env, agent, np.random.default_rng([seed, episode]), noise=0.0)
+        return controller(env, agent, np.random.default_rng([seed, episode]), noise=NOISE)
 
     return references.measure(eval_env_spec(variant), expert, seed)
 

@@ -8,7 +8,7 @@ for a million steps each. The shards go round robin through a dataset's agents.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,12 @@ def simulate(variant: Variant, shard: Shard) -> Episodes:
 
 def reference_scores(variant: Variant, seed: int, sources: Path | None) -> References:
     """Random actions, and the expert agent without noise."""
+    return _scores_of_body(variant.body, seed, sources)
+
+
+@lru_cache
+def _scores_of_body(body: str, seed: int, sources: Path | None) -> References:
+    variant = next(v for v in VARIANTS if v.body == body)
     agent = load_agent(variant, EXPERT, sources)
 
     def expert(env: gym.Env[Any, Any], episode: int) -> references.Actor:
@@ -146,6 +152,7 @@ def _recipe(variant: Variant) -> Recipe:
         eval_env_spec=partial(env_spec, variant),
         references=partial(reference_scores, variant),
         algorithm=who,
+        turns=len(variant.agents),
         requirements=("gymnasium>=1.0", "mujoco>=3.1"),
         license="MIT",
         credits="Agents: rl-trained-agents (DLR-RM, MIT). Recipe: D4RL, Minari.",

@@ -34,7 +34,8 @@ class Perceptron:
                 f"A policy needs the arrays {', '.join(LAYERS)} and tanh or relu; missing: "
                 f"{', '.join(missing) or 'none'}, activation: {activation}. Convert it again."
             )
-        self._weights = [np.asarray(arrays[f"W{i}"]) for i in range(3)]
+        # float64 like the observations: numpy would convert every weight at every step.
+        self._weights = [np.asarray(arrays[f"W{i}"], dtype=np.float64) for i in range(3)]
         self._biases = [np.asarray(arrays[f"b{i}"]) for i in range(3)]
         widths = [weight.shape for weight in self._weights]
         if any(widths[i][0] != widths[i + 1][1] for i in range(2)):

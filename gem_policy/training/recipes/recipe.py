@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Recipe:
         algorithm: What acted, for the metadata.
         steps: Size of the full dataset.
         shard_steps: Size of a shard.
+        turns: How many shards make one round where several agents act in turn; a small dataset
+            has smaller shards, so that the round is complete.
         requirements: Packages that rebuild the environments, pip style.
         license: Of the resulting data.
         credits: Whose work it builds on.
@@ -83,6 +86,7 @@ class Recipe:
     algorithm: str
     steps: int = 1_000_000
     shard_steps: int = 50_000
+    turns: int = 1
     requirements: tuple[str, ...] = ("gymnasium-robotics>=1.3", "mujoco>=3.1")
     license: str = "CC-BY-4.0"
     credits: str = ""
@@ -95,13 +99,14 @@ class Recipe:
                 f"A recipe's name must start with `{NAMESPACE}/`, got `{self.name}`: datasets made "
                 "here never take a published id."
             )
-        if self.steps < 1 or self.shard_steps < 1:
+        if min(self.steps, self.shard_steps, self.turns) < 1:
             raise DatasetError(
-                f"`steps` and `shard_steps` must be >= 1, got {self.steps} and {self.shard_steps}."
+                f"`steps`, `shard_steps` and `turns` must be >= 1, got {self.steps}, "
+                f"{self.shard_steps} and {self.turns}."
             )
 
     def shards(self, steps: int, seed: int, sources: Path | None) -> tuple[Shard, ...]:
         """Cut `steps` into shards; the last one may be smaller."""
-        starts = range(0, steps, self.shard_steps)
-        sizes = [min(self.shard_steps, steps - start) for start in starts]
+        full = min(self.shard_steps, math.ceil(steps / self.turns))
+        sizes = [min(full, steps - start) for start in range(0, steps, full)]
         return tuple(Shard(index, size, seed, sources) for index, size in enumerate(sizes))
