@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTES = {
     "pointmaze-large": """Trainings differ: this one was chosen on development seeds (5000 to 5063)
 out of four, and was made before a fix of the batches' seeds, so that the recipe run again gives
-another policy. `benchmarks/results/large_trainings.json` has two of the others, on those seeds. The
-values smooth over thin walls, and whether the critics' disagreement shows it is a matter of chance;
+another policy. `benchmarks/results/large_{shipped,other}_training.json` are its score and that of
+another, on those seeds. The values smooth over thin walls, and whether the critics' disagreement shows it is a matter of chance;
 `bound="paired"` is the safer setting for a training that was not looked at. The more candidates
 the sooner the ball arrives and the less it stays: no data show a ball that stays at its goal. """,
 }
@@ -94,7 +94,10 @@ policy = GEMPolicy.load("{name}")
 ## Results
 {document["episodes"]} episodes per row, environment i of {document["envs"]} seeded with
 {document["seed"]} + i; mean with 95 % bootstrap interval. No setting was chosen on these seeds.
-{"Decided for all environments at once, which is `predict` up to rounding. " * document.get("batched", False)}
+{
+        "Decided for all environments at once, which is `predict` up to rounding. "
+        * document.get("batched", False)
+    }
 Steps count to the first success, or the whole episode where there was none. The return counts the
 steps spent at the goal. One training seed: the intervals are over episodes, not over trainings.
 

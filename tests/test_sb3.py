@@ -255,14 +255,18 @@ def test_eval_callback_evaluates_a_policy_and_saves_the_best(tmp_path: Path, vec
         best_model_save_path=str(tmp_path / "best"),
         verbose=0,
     )
+    twin = VecMonitor(DummyVecEnv([LinearEnv]))
+    for evaluated in (callback.eval_env, twin):
+        evaluated.seed(0)
     model.play(12, callback)
     model.logger.close()
-    expected = evaluate_policy(policy, Monitor(LinearEnv()), n_eval_episodes=1)[0]
     with np.load(tmp_path / "log" / "evaluations.npz") as log:
         assert log["timesteps"].tolist() == ([12] if vector else [4, 8, 12])
         assert log["ep_lengths"].tolist() == [[5, 5]] * len(log["timesteps"])
         assert set(log["successes"].flatten().tolist()) <= {True, False}
-        assert log["results"].mean() == pytest.approx(float(expected), abs=1.5)
+        for results in log["results"]:
+            expected, _ = evaluate_policy(policy, twin, 2, return_episode_rewards=True)
+            np.testing.assert_allclose(results, expected, rtol=1e-5)
     assert "eval/mean_reward" in (tmp_path / "progress.csv").read_text()
     assert callback.best_mean_reward > -np.inf
     assert GEMPolicy.load(tmp_path / "best" / "best_model", device="cpu").selection == (
