@@ -21,8 +21,9 @@ NOTES = {
 out of four, and was made before a fix of the batches' seeds, so that the recipe run again gives
 another policy. `benchmarks/results/large_{shipped,other}_training.json` are its score and that of
 another, on those seeds. The values smooth over thin walls, and whether the critics' disagreement
-shows it is a matter of chance; `bound="paired"` is the safer setting for a training that was not looked at. The more candidates
-the sooner the ball arrives and the less it stays: no data show a ball that stays at its goal. """,
+shows it is a matter of chance; `bound="paired"` is the safer setting for a training that was not
+looked at. The more candidates the sooner the ball arrives and the less it stays: no data show a
+ball that stays at its goal. """,
 }
 START, END = "<!-- results: benchmarks/cards.py -->", "<!-- end of results -->"
 
