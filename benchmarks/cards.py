@@ -129,6 +129,8 @@ def main() -> None:
         shipped = loaded.config.selection
         document["shipped"] = f"N={shipped.candidates} lambda={shipped.support_weight:g}"
         (folder / "README.md").write_text(card(folder.name, loaded, document))
+        # The first page shows what ships; the card has the rows without support too.
+        document["rows"] = [r for r in document["rows"] if not r["label"].endswith("lambda=0")]
         parts.append(f"**{folder.name}**, {document['episodes']} episodes\n\n{table(document)}")
     readme = ROOT / "README.md"
     text = readme.read_text()
