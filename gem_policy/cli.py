@@ -231,21 +231,31 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file of such settings.")] = None,
     seed: int = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train this many at once, from SEED on, into OUT/seed-SEED and so on."),
+    ] = None,
     download: Annotated[bool, typer.Option(help="Fetch the dataset if it is not here.")] = False,
     device: Device = "cpu",
     tensorboard: Annotated[bool, typer.Option(help="Write curves to OUT/tensorboard.")] = True,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
+    from gem_policy.config import require_count
     from gem_policy.policy import choose_device
     from gem_policy.training.dataset import load
-    from gem_policy.training.run import curves, gather_settings, run
+    from gem_policy.training.run import curves, gather_settings, run, seed_curves
 
     settings = gather_settings(config, set_ or [], seed)
+    first = settings.train.seed
+    if seeds is not None:
+        require_count("seeds", seeds)  # before anything is loaded
     data = load(dataset, download=download)
     print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
-    with _progress() as bar, curves(out if tensorboard else None) as write:
-        path = run(data, out, settings, choose_device(device), bar, write)
-    print(f"Wrote {path}")
+    folder = out if tensorboard else None
+    drawn = curves(folder) if seeds is None else seed_curves(folder, range(first, first + seeds))
+    with _progress() as bar, drawn as write:
+        paths = run(data, out, settings, choose_device(device), bar, write, seeds)
+    print("\n".join(f"Wrote {path}" for path in paths))
 
 
 @app.command()

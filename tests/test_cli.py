@@ -153,6 +153,25 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
     assert "names no environment" in capsys.readouterr().err
 
 
+def test_train_makes_a_policy_of_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    write_dataset("test/cli-v0", [random_episode(8, rng) for _ in range(5)])
+    out = tmp_path / "run"
+    arguments: list[Any] = ["train", "test/cli-v0", "--out", out, "--seed", 3, "--seeds", 2]
+    for phase in ("behavior", "value", "critic", "actor"):
+        arguments += ["--set", f"{phase}_updates=2"]
+    assert call(monkeypatch, *arguments) == 0
+    told = capsys.readouterr().out
+    for seed in (3, 4):
+        assert f"Wrote {out / f'seed-{seed}' / WEIGHTS_FILE}" in told
+        assert load(out / f"seed-{seed}").provenance["train"]["seed"] == seed
+        assert any((out / f"seed-{seed}" / "tensorboard").iterdir())
+    assert not (out / WEIGHTS_FILE).exists() and not (out / "tensorboard").exists()
+
+
 def test_datasets_are_listed_and_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +203,7 @@ def test_datasets_are_listed_and_made(
         (["train", "x", "--out", "OUT", "--set", "kappa=-1"], "`kappa` must be"),
         (["train", "x", "--out", "OUT", "--config", "absent.json"], "no JSON file of settings"),
         (["train", "x", "--out", "OUT", "--set", "observation_size=3"], "There is no setting"),
+        (["train", "x", "--out", "OUT", "--seeds", "0"], "`seeds` must be an integer >= 1"),
         (["datasets", "make", "gem/pointmaze/umazy-v0"], "Did you mean"),
     ],
 )

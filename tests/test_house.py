@@ -45,6 +45,7 @@ LEVELS = {
     "report": 5,
     "sb3": 5,
     "training.run": 5,
+    "training.seeds": 5,
     "training.trainer": 5,
     "wrappers": 5,
     "": 5,  # the package itself: the public names

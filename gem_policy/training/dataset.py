@@ -125,6 +125,13 @@ class Dataset:
         Raises:
             DatasetError: if the fraction is outside (0, 1) or there is only one episode.
         """
+        first, second = self.split_episodes(fraction, seed)
+        return self._select(first), self._select(second)
+
+    def split_episodes(
+        self, fraction: float, seed: int
+    ) -> tuple[Int[Tensor, " first"], Int[Tensor, " second"]]:
+        """Which episodes `split` puts where, from 0, in no order; raises what it raises."""
         count = self.transitions.episodes
         if not 0.0 < fraction < 1.0:
             raise DatasetError(f"`fraction` must lie between 0 and 1, got {fraction}.")
@@ -135,7 +142,7 @@ class Dataset:
             )
         order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
         first = min(max(round(fraction * count), 1), count - 1)
-        return self._select(order[:first]), self._select(order[first:])
+        return order[:first], order[first:]
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same dataset with its transitions on `device`."""

@@ -39,10 +39,17 @@ class Learner(abc.ABC):
         modules: The networks to train, by the name under which they are saved.
         rate: Initial learning rate, reached at update 0 and falling to 0 at ``updates``.
         updates: Length of the schedule.
+        frozen: Networks that the loss needs and no gradient trains, by name; see `follow`.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], rate: float, updates: int) -> None:
-        self.modules = dict(modules)
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        rate: float,
+        updates: int,
+        frozen: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.modules, self.frozen = dict(modules), dict(frozen or {})
         self.rate, self.updates, self.step = rate, updates, 0
         self.parameters = [p for m in self.modules.values() for p in m.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
@@ -62,11 +69,26 @@ class Learner(abc.ABC):
         loss, metrics = self.loss(batch)
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and
+            # those of a stacked linear layer are transposed.
+            parameter.grad = gradient.contiguous()
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.step()
         self.step += 1
+        self.follow(self.modules, self.frozen)
         return metrics
+
+    def follow(  # noqa: B027  # most learners have nothing that follows
+        self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module]
+    ) -> None:
+        """What moves after an Adam step without a gradient, in place.
+
+        Of the networks given, not of its own: several seeds stacked obey the rule of one.
+        """
+
+    def read(self, metrics: Metrics) -> dict[str, float]:
+        """The metrics as numbers; waits for the device."""
+        return {key: float(value) for key, value in metrics.items()}
 
     def learning_rate(self) -> float:
         """The rate of the next update."""
@@ -76,7 +98,7 @@ class Learner(abc.ABC):
         """Everything to save, by name; the tensors are the live ones."""
         named = {
             f"{name}.{key}": value
-            for name, module in self.modules.items()
+            for name, module in (self.modules | self.frozen).items()
             for key, value in module.state_dict().items()
         }
         for i, parameter in enumerate(self.parameters):
@@ -145,7 +167,8 @@ class ValueLearner(Learner):
         modules: dict[str, nn.Module] = {"value": self.values}
         if config.value_steps == 1:
             modules["helper"] = self.helper
-        super().__init__(modules, config.critic_lr, config.value_updates)
+        frozen = {"target": self.target}
+        super().__init__(modules, config.critic_lr, config.value_updates, frozen)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The expectile loss, and the helping critics' where there are any."""
@@ -172,21 +195,14 @@ class ValueLearner(Learner):
         }
         return total, metrics
 
-    def update(self, batch: Batch) -> Metrics:
-        """One Adam step, after which the target values move a little towards the values."""
-        metrics = super().update(batch)
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target.parameters()),
-                list(self.values.parameters()),
-                self.config.target_rate,
-            )
-        return metrics
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and the target's weights."""
-        target = {f"target.{k}": v for k, v in self.target.state_dict().items()}
-        return super().tensors() | target
+    @torch.no_grad()
+    def follow(self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module]) -> None:
+        """The target values move a little towards the values."""
+        torch._foreach_lerp_(
+            list(frozen["target"].parameters()),
+            list(modules["value"].parameters()),
+            self.config.target_rate,
+        )
 
 
 class CriticLearner(Learner):

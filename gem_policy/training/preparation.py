@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from gem_policy.errors import TrainingError
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
@@ -37,8 +39,7 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     Raises:
         TrainingError: The rewards are all the same, so there is nothing to prefer.
     """
-    fraction = 1 - max(config.holdout, 1e-9)
-    training, held_out = dataset.split(fraction, config.seed)
+    training, held_out = dataset.split(_fraction(config), config.seed)
     rewards = dataset.transitions.rewards
     if float(rewards.min()) == float(rewards.max()) and not bool(
         dataset.transitions.terminated.any()
@@ -48,26 +49,45 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
             "all actions are equally good. Check how the dataset was made."
         )
     normalizer = ObservationNormalizer.fit(training.transitions.observations)
-    scaler = ActionScaler(
-        torch.as_tensor(dataset.action_space.low, dtype=torch.float32),
-        torch.as_tensor(dataset.action_space.high, dtype=torch.float32),
-    )
+    scaler = action_scaler(dataset)
     return Prepared(
-        training=_replay(training.transitions, normalizer, scaler, config, device),
-        held_out=_replay(held_out.transitions, normalizer, scaler, config, device),
+        training=replay(training.transitions, normalizer, scaler, config, device),
+        held_out=replay(held_out.transitions, normalizer, scaler, config, device),
         normalizer=normalizer,
         scaler=scaler,
     )
 
 
-def _replay(
+def _fraction(config: TrainConfig) -> float:
+    """Share of the episodes to train on."""
+    return 1 - max(config.holdout, 1e-9)
+
+
+def training_numbers(dataset: Dataset, config: TrainConfig) -> Int[Tensor, " transitions"]:
+    """Numbers, in the whole dataset, of the transitions that `prepare` trains on, in its order."""
+    episodes, _ = dataset.split_episodes(_fraction(config), config.seed)
+    keep = torch.zeros(dataset.transitions.episodes, dtype=torch.bool)
+    keep[episodes] = True
+    return keep[dataset.transitions.episode.cpu()].nonzero()[:, 0]
+
+
+def action_scaler(dataset: Dataset) -> ActionScaler:
+    """To and from the dataset's action box."""
+    return ActionScaler(
+        torch.as_tensor(dataset.action_space.low, dtype=torch.float32),
+        torch.as_tensor(dataset.action_space.high, dtype=torch.float32),
+    )
+
+
+def replay(
     data: Transitions,
-    normalizer: ObservationNormalizer,
+    normalizer: ObservationNormalizer | None,
     scaler: ActionScaler,
     config: TrainConfig,
     device: torch.device,
 ) -> Replay:
-    """Normalized transitions of whole episodes, on the device."""
+    """Transitions of whole episodes on the device, normalized if there are statistics."""
+    rows = data.observations if normalizer is None else normalizer.apply(data.observations)
     ends = data.terminated.clone()
     if config.terminal_reward is not None:
         ends |= data.rewards >= config.terminal_reward
@@ -78,7 +98,7 @@ def _replay(
         rewards, continues, data.episode, config.value_steps, config.discount
     )
     return Replay(
-        rows=normalizer.apply(data.observations).to(device),
+        rows=rows.to(device),
         index=index.to(device),
         actions=scaler.apply(data.actions).to(device),
         rewards=rewards.to(device),

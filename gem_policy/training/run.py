@@ -17,6 +17,7 @@ from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
 from gem_policy.errors import ConfigError, DependencyError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.seeds import fit_seeds, seed_folder
 from gem_policy.training.trainer import Progress, fit
 
 Write = Callable[[Mapping[str, float], int], None]
@@ -107,10 +108,32 @@ def curves(out: Path | None) -> Iterator[Write]:
         writer.close()
 
 
+@contextlib.contextmanager
+def seed_curves(out: Path | None, seeds: Sequence[int]) -> Iterator[Write]:
+    """`curves` of several seeds, each under its own folder, so that they lie over each other."""
+    with contextlib.ExitStack() as stack:
+        folders = {seed: None if out is None else out / seed_folder(seed) for seed in seeds}
+        writers = {s: stack.enter_context(curves(folder)) for s, folder in folders.items()}
+
+        def write(metrics: Mapping[str, float], step: int) -> None:
+            for seed, one in writers.items():
+                prefix = f"{seed_folder(seed)}/"
+                own = {k.removeprefix(prefix): v for k, v in metrics.items() if prefix in k}
+                one(own, step)
+
+        yield write
+
+
 def run(
-    dataset: Dataset, out: Path, settings: Settings, device: torch.device, bar: Any, write: Write
-) -> Path:
-    """`fit`, with a rich progress bar and a writer of curves.
+    dataset: Dataset,
+    out: Path,
+    settings: Settings,
+    device: torch.device,
+    bar: Any,
+    write: Write,
+    seeds: int | None = None,
+) -> list[Path]:
+    """`fit`, or `fit_seeds`, with a rich progress bar and a writer of curves.
 
     Args:
         dataset: What to train on.
@@ -118,8 +141,34 @@ def run(
         settings: All settings.
         device: Where to train.
         bar: A started ``rich.progress.Progress``.
-        write: What `curves` gave.
+        write: What `curves` or `seed_curves` gave.
+        seeds: How many to train at once; None trains the one of the settings, without a folder.
+
+    Returns:
+        The checkpoints written.
     """
+    options: dict[str, Any] = {
+        "network": settings.network,
+        "selection": settings.selection,
+        "device": device,
+        "progress": _report(bar, write),
+    }
+    if seeds is None:
+        return [fit(dataset, out, settings.train, **options)]
+    return fit_seeds(dataset, out, settings.train, seeds=seeds, **options)
+
+
+def _told(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line; those of several seeds as their mean."""
+    values: dict[str, list[float]] = {}
+    for key, value in metrics.items():
+        if "usage" not in key:
+            values.setdefault(key.split("/")[-1], []).append(value)
+    return ", ".join(f"{key} {sum(each) / len(each):.4g}" for key, each in values.items())
+
+
+def _report(bar: Any, write: Write) -> Callable[[Progress], None]:
+    """What a run calls after every update: moves the bar, writes the curves."""
     task = bar.add_task("training", total=None)
     started = told_at = time.monotonic()
 
@@ -131,11 +180,7 @@ def run(
         if now.done % 20 == 0 or now.metrics:
             bar.update(task, completed=now.done, total=now.total)
         if now.metrics:
-            told = ", ".join(
-                f"{key.split('/')[1]} {value:.4g}"
-                for key, value in now.metrics.items()
-                if "usage" not in key
-            )
+            told = _told(now.metrics)
             bar.update(task, description=f"{now.phase}: {told}")
             write(now.metrics, now.step)
             moment = time.monotonic()
@@ -147,12 +192,4 @@ def run(
                     f"{now.done}/{now.total}, about {left / 60:.0f} min left; {now.phase}: {told}"
                 )
 
-    return fit(
-        dataset,
-        out,
-        settings.train,
-        network=settings.network,
-        selection=settings.selection,
-        device=device,
-        progress=report,
-    )
+    return report

@@ -40,7 +40,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Replay, Sampler, look_ahead
+from gem_policy.training.replay import Batch, Replay, Sampler, look_ahead
 from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
 
 PHASES: dict[str, type[Learner]] = {
@@ -108,18 +108,9 @@ def fit(
         CheckpointError: The disk is full or not writable; the last saved state is untouched.
     """
     config = config or TrainConfig()
-    sizes = {
-        "observation_size": observation_size(dataset.observation_space),
-        "action_size": int(dataset.action_space.shape[0]),
-    }
-    net = NetworkConfig(**{**sizes, **dict(network or {})})
+    net = network_for(dataset, network)
     where = torch.device(device)
-    run = {
-        "dataset": dataset.id,
-        "steps": len(dataset.transitions),
-        "train": dataclasses.asdict(config),
-        "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
-    }
+    run = identity(dataset, config, net)
     out.mkdir(parents=True, exist_ok=True)
     saved = load_state(out, run)
     prepared = prepare(dataset, config, where)
@@ -131,6 +122,34 @@ def fit(
     path = out / files.WEIGHTS_FILE
     files.save(made, path)
     return path
+
+
+def network_for(dataset: Dataset, changes: Mapping[str, Any] | None) -> NetworkConfig:
+    """The networks that fit a dataset's spaces, with changes to the defaults."""
+    sizes = {
+        "observation_size": observation_size(dataset.observation_space),
+        "action_size": int(dataset.action_space.shape[0]),
+    }
+    return NetworkConfig(**{**sizes, **dict(changes or {})})
+
+
+def identity(dataset: Dataset, config: TrainConfig, net: NetworkConfig) -> dict[str, Any]:
+    """What a run is, as a JSON object: it is resumed only as that."""
+    return {
+        "dataset": dataset.id,
+        "steps": len(dataset.transitions),
+        "train": dataclasses.asdict(config),
+        "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
+    }
+
+
+def start_learner(
+    name: str, net: NetworkConfig, config: TrainConfig, device: torch.device
+) -> Learner:
+    """The learner of a phase as it is before its first update; the same on every device."""
+    # Weights are made on the CPU, so that a seed means the same on every device.
+    generator = torch.Generator().manual_seed((config.seed << 8) ^ list(PHASES).index(name))
+    return PHASES[name](net, config, generator, device)  # type: ignore[arg-type]
 
 
 def _train(
@@ -150,9 +169,7 @@ def _train(
     replay = prepared.training
     names = list(PHASES)
     for number, name in enumerate(names):
-        # Weights are made on the CPU, so that a seed means the same on every device.
-        generator = torch.Generator().manual_seed((config.seed << 8) ^ number)
-        learner = PHASES[name](net, config, generator, device)  # type: ignore[arg-type,call-arg]
+        learner = start_learner(name, net, config, device)
         learners[name] = learner
         if saved is not None and number <= names.index(saved.phase):
             done = saved.step if name == saved.phase else learner.updates
@@ -161,8 +178,14 @@ def _train(
             replay = judge(replay, _finished(learners, "value", ValueLearner), config)
         elif isinstance(learner, ActorLearner):
             replay = weigh(replay, _finished(learners, "critic", CriticLearner), config)
-        _run_phase(number, learners, replay, config, run, out, progress, log_every, save_seconds)
+        draw = _drawing(replay, Sampler(len(replay), config.batch_size, config.seed, number))
+        run_phase(number, learners, draw, config, run, out, progress, log_every, save_seconds)
     return learners
+
+
+def _drawing(replay: Replay, sampler: Sampler) -> Callable[[int], Batch]:
+    """The batch of every update of a phase."""
+    return lambda step: replay.batch(sampler(step).to(replay.index.device))
 
 
 def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
@@ -173,10 +196,10 @@ def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
     return learner
 
 
-def _run_phase(
+def run_phase(
     number: int,
     learners: Mapping[str, Learner],
-    replay: Replay,
+    draw: Callable[[int], Batch],
     config: TrainConfig,
     run: Mapping[str, Any],
     out: Path,
@@ -184,18 +207,20 @@ def _run_phase(
     log_every: int,
     save_seconds: float,
 ) -> None:
-    """The remaining updates of one phase, saving and reporting on the way."""
+    """The remaining updates of one phase, saving and reporting on the way.
+
+    ``draw`` gives the batch of an update, ``learners`` are those of this and all earlier phases.
+    """
     name = list(PHASES)[number]
     learner = learners[name]
-    sampler = Sampler(len(replay), config.batch_size, config.seed, number)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
     start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
-        metrics = learner.update(replay.batch(sampler(learner.step).to(replay.index.device)))
+        metrics = learner.update(draw(learner.step))
         reading: dict[str, float] = {}
         if learner.step % log_every == 0 or learner.step == learner.updates:
-            reading = {key: float(value) for key, value in metrics.items()}
+            reading = learner.read(metrics)
             _stop_if_broken(reading, name, learner.step, out)
         if progress is not None:
             done = before + learner.step

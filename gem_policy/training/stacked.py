@@ -1,0 +1,126 @@
+"""Several seeds' learners of one phase as one learner: stacked parameters, one loss, one Adam.
+
+A GPU spends most of an update of these small networks waiting for the next kernel. S seeds stacked
+need hardly more kernels than one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gem_policy.training.learners import Learner, Metrics
+from gem_policy.training.replay import Ahead, Batch
+
+
+class StackedLearner(Learner):
+    """S learners that differ in their seed only, updated as one.
+
+    The loss of every seed is the learners' own, evaluated by `torch.func.vmap` for all parameters
+    and batches at once, and summed: a seed's gradient is what it would be alone. Adam and `follow`
+    work element by element, so stacking changes nothing about them.
+
+    The given learners' weights become views of the stacked ones: they always are those of the
+    last update, to evaluate or to export. They are not to be updated one by one any more.
+
+    Args:
+        learners: Of one phase, before the first update.
+        seeds: Seed of each.
+    """
+
+    def __init__(self, learners: Sequence[Learner], seeds: Sequence[int]) -> None:
+        first = learners[0]
+        self.learners, self.seeds = list(learners), list(seeds)
+        modules = {name: _stack([own.modules[name] for own in learners]) for name in first.modules}
+        frozen = {name: _stack([own.frozen[name] for own in learners]) for name in first.frozen}
+        super().__init__(modules, first.rate, first.updates, frozen)
+        for own in learners:
+            own.optimizer.state.clear()  # moments that nobody will use
+        self._one = _Loss(first)
+        self._stacked: dict[str, Tensor] = {
+            f"{name}.{key}": value
+            for name, module in (self.modules | self.frozen).items()
+            for key, value in module.named_parameters()
+        }
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Sum of the seeds' losses, and their metrics with the seeds as first axis.
+
+        The batch holds one part per seed, of equal sizes, in order.
+        """
+        parts = _split(batch, len(self.seeds))
+        losses, metrics = torch.func.vmap(self._of_one)(self._stacked, parts)
+        return losses.sum(), metrics
+
+    def _of_one(self, parameters: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
+        found: tuple[Tensor, Metrics] = torch.func.functional_call(self._one, parameters, (batch,))
+        return found
+
+    def follow(self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module]) -> None:
+        """The learners' own rule."""
+        self.learners[0].follow(modules, frozen)
+
+    def read(self, metrics: Metrics) -> dict[str, float]:
+        """The metrics of every seed as numbers, ``seed-3/value/loss``; waits for the device."""
+        rows = {key: value.tolist() for key, value in metrics.items()}
+        return {
+            f"seed-{seed}/{key}": row[i]
+            for i, seed in enumerate(self.seeds)
+            for key, row in rows.items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to save, each seed's under a name that says whose it is."""
+        named: dict[str, Tensor] = {}
+        for name, value in super().tensors().items():
+            if value.dim() == 0:  # Adam's count of steps
+                named[name] = value
+            else:
+                named |= {f"seed-{s}/{name}": value[i] for i, s in enumerate(self.seeds)}
+        return named
+
+
+class _Loss(nn.Module):
+    """A learner's loss as a module, so that its parameters can be replaced for a call."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        for name, module in (learner.modules | learner.frozen).items():
+            self.add_module(name, module)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Metrics]:
+        """The loss of a batch that came as its fields, which is what vmap passes on."""
+        return self.learner.loss(Batch(**{**batch, "ahead": Ahead(**batch["ahead"])}))
+
+
+def _stack(modules: Sequence[nn.Module]) -> nn.Module:
+    """A module with the parameters of all, stacked, under the same names; it cannot be called.
+
+    The modules' own parameters become views of it.
+    """
+    stacked = copy.deepcopy(modules[0])
+    own = zip(*(module.parameters() for module in modules), strict=True)
+    for parameter, parts in zip(stacked.parameters(), own, strict=True):
+        parameter.data = torch.stack([part.detach() for part in parts])
+        for part, row in zip(parts, parameter.data, strict=True):
+            part.data = row
+    return stacked
+
+
+def _split(batch: Batch, seeds: int) -> dict[str, Any]:
+    """The fields of a batch, with the seeds as a first axis of their own."""
+
+    def cut(record: object) -> dict[str, Any]:
+        return {
+            name: value.reshape(seeds, len(value) // seeds, *value.shape[1:])
+            if isinstance(value, Tensor)
+            else cut(value)
+            for name, value in vars(record).items()
+        }
+
+    return cut(batch)
