@@ -86,10 +86,6 @@ class Learner(abc.ABC):
         Of the networks given, not of its own: several seeds stacked obey the rule of one.
         """
 
-    def read(self, metrics: Metrics) -> dict[str, float]:
-        """The metrics as numbers; waits for the device."""
-        return {key: float(value) for key, value in metrics.items()}
-
     def learning_rate(self) -> float:
         """The rate of the next update."""
         return self.rate * 0.5 * (1 + math.cos(math.pi * self.step / max(self.updates, 1)))

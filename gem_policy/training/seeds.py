@@ -7,6 +7,8 @@ order at most, as they are on another machine.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +18,16 @@ import torch
 
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
+from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.learners import CriticLearner, Learner, ValueLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Batch, Replay
+from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
-from gem_policy.training.state import load_state
+from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
 from gem_policy.training.trainer import (
     PHASES,
     Progress,
@@ -32,7 +35,6 @@ from gem_policy.training.trainer import (
     identity,
     judge,
     network_for,
-    run_phase,
     start_learner,
     weigh,
 )
@@ -132,14 +134,73 @@ def _train(
             shared = judge_all(shared, dataset, learners["value"], configs)
         elif name == "actor":
             shared = weigh_all(shared, dataset, learners["critic"], configs)
-        draw = _drawing(shared, SharedSampler(shared, configs, number))
-        run_phase(number, learners, draw, configs[0], run, out, progress, log_every, save_seconds)
+        sampler = SharedSampler(shared, configs, number)
+        _run_phase(
+            learners, shared, sampler, configs[0], run, out, progress, log_every, save_seconds
+        )
     return learners
 
 
-def _drawing(shared: SharedReplay, sampler: SharedSampler) -> Callable[[int], Batch]:
-    """The batch of every update of a phase."""
-    return lambda step: shared.batch(sampler(step).to(shared.numbers.device))
+def _run_phase(
+    learners: Mapping[str, StackedLearner],
+    shared: SharedReplay,
+    sampler: SharedSampler,
+    config: TrainConfig,
+    run: Mapping[str, Any],
+    out: Path,
+    progress: Callable[[Progress], None] | None,
+    log_every: int,
+    save_seconds: float,
+) -> None:
+    """The remaining updates of the last learner's phase, saving and reporting on the way."""
+    name, learner = list(learners.items())[-1]
+    lengths = {phase: getattr(config, f"{phase}_updates") for phase in PHASES}
+    before = sum(lengths[phase] for phase in learners if phase != name)
+    start, last_save = learner.step, time.monotonic()
+    while learner.step < learner.updates:
+        metrics = learner.update(shared.batch(sampler(learner.step).to(shared.numbers.device)))
+        reading: dict[str, float] = {}
+        if learner.step % log_every == 0 or learner.step == learner.updates:
+            reading = learner.read(metrics)
+            broken = [key for key, value in reading.items() if not math.isfinite(value)]
+            _stop_if_broken(broken, name, learner.step, out)
+        if progress is not None:
+            done, total = before + learner.step, sum(lengths.values())
+            progress(Progress(name, learner.step, learner.updates, done, total, reading))
+        # Only right after a healthy reading, so that the state on disk is always a good one.
+        if reading and time.monotonic() - last_save >= save_seconds:
+            _save(run, name, learners, out)
+            last_save = time.monotonic()
+    # A phase that was finished before says nothing new: the state on disk is further on.
+    if learner.step > start:
+        _save(run, name, learners, out)
+
+
+def _save(
+    run: Mapping[str, Any], phase: str, learners: Mapping[str, StackedLearner], out: Path
+) -> None:
+    """Save the run as it stands, all seeds in one file, if it is sound."""
+    tensors = {
+        f"{name}/{key}": value
+        for name, learner in learners.items()
+        for key, value in learner.tensors().items()
+    }
+    step = learners[phase].step
+    # The losses are those before the last step; what it did to the weights shows in them alone.
+    broken = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    _stop_if_broken(broken, phase, step, out)
+    save_state(TrainState(run, phase, step, tensors), out)
+
+
+def _stop_if_broken(broken: Sequence[str], phase: str, step: int, out: Path) -> None:
+    """Raise if there is a metric or a weight in the list; their names say whose they are."""
+    if broken:
+        raise TrainingError(
+            f"{list(broken[:8])} became NaN or infinite by update {step} of the {phase} phase, and "
+            f"all seeds stopped. Their last good state is in {out / STATE_FILE}. Train without "
+            "this seed, lower the learning rate or the reward scale, or look for extreme values in "
+            "the data with `gem-policy doctor`."
+        )
 
 
 def judge_all(

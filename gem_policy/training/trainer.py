@@ -40,7 +40,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Batch, Replay, Sampler, look_ahead
+from gem_policy.training.replay import Replay, Sampler, look_ahead
 from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
 
 PHASES: dict[str, type[Learner]] = {
@@ -178,14 +178,8 @@ def _train(
             replay = judge(replay, _finished(learners, "value", ValueLearner), config)
         elif isinstance(learner, ActorLearner):
             replay = weigh(replay, _finished(learners, "critic", CriticLearner), config)
-        draw = _drawing(replay, Sampler(len(replay), config.batch_size, config.seed, number))
-        run_phase(number, learners, draw, config, run, out, progress, log_every, save_seconds)
+        _run_phase(number, learners, replay, config, run, out, progress, log_every, save_seconds)
     return learners
-
-
-def _drawing(replay: Replay, sampler: Sampler) -> Callable[[int], Batch]:
-    """The batch of every update of a phase."""
-    return lambda step: replay.batch(sampler(step).to(replay.index.device))
 
 
 def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
@@ -196,10 +190,10 @@ def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
     return learner
 
 
-def run_phase(
+def _run_phase(
     number: int,
     learners: Mapping[str, Learner],
-    draw: Callable[[int], Batch],
+    replay: Replay,
     config: TrainConfig,
     run: Mapping[str, Any],
     out: Path,
@@ -207,20 +201,18 @@ def run_phase(
     log_every: int,
     save_seconds: float,
 ) -> None:
-    """The remaining updates of one phase, saving and reporting on the way.
-
-    ``draw`` gives the batch of an update, ``learners`` are those of this and all earlier phases.
-    """
+    """The remaining updates of one phase, saving and reporting on the way."""
     name = list(PHASES)[number]
     learner = learners[name]
+    sampler = Sampler(len(replay), config.batch_size, config.seed, number)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
     start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
-        metrics = learner.update(draw(learner.step))
+        metrics = learner.update(replay.batch(sampler(learner.step).to(replay.index.device)))
         reading: dict[str, float] = {}
         if learner.step % log_every == 0 or learner.step == learner.updates:
-            reading = learner.read(metrics)
+            reading = {key: float(value) for key, value in metrics.items()}
             _stop_if_broken(reading, name, learner.step, out)
         if progress is not None:
             done = before + learner.step

@@ -22,7 +22,7 @@ from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.shared_replay import SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
 from gem_policy.training.state import STATE_FILE, read_state
-from gem_policy.training.trainer import Progress, fit, network_for, start_learner
+from gem_policy.training.trainer import PHASES, Progress, fit, network_for, start_learner
 
 TINY = {
     "actor_hidden": (8,),
@@ -34,10 +34,10 @@ TINY = {
 }
 SHORT = TrainConfig(
     seed=4,
-    behavior_updates=12,
-    value_updates=20,
-    critic_updates=12,
-    actor_updates=12,
+    behavior_updates=7,
+    value_updates=12,
+    critic_updates=7,
+    actor_updates=7,
     batch_size=16,
     holdout=0.3,
     target_rate=0.1,
@@ -68,7 +68,7 @@ def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any)
     options: dict[str, Any] = {
         "seeds": 3,
         "network": TINY,
-        "log_every": 5,
+        "log_every": 3,
         "save_seconds": 0.0,
         **kwargs,
     }
@@ -93,7 +93,7 @@ def test_each_seed_is_the_run_that_it_is_alone(
         alone: list[Progress] = []
         own = replace(config, seed=seed)
         path = fit(
-            dataset, tmp_path / "alone", own, network=TINY, log_every=5, progress=alone.append
+            dataset, tmp_path / "alone", own, network=TINY, log_every=3, progress=alone.append
         )
         expected, got = files.load(path), files.load(tmp_path / f"seed-{seed}")
         (tmp_path / "alone" / STATE_FILE).unlink()
@@ -198,13 +198,13 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
 ) -> None:
     whole = run(dataset, tmp_path / "whole")
     assert len(set(whole)) == 3
-    for update in (3, 12, 30, 49):
+    for update in (2, 12, 24):
         out = tmp_path / str(update)
         with pytest.raises(Stop):
             run(dataset, out, progress=stop_at(update))
         seen: list[Progress] = []
         assert run(dataset, out, progress=seen.append) == whole
-        assert (seen[0].done > 1) == (update > 5), "it began again"
+        assert (seen[0].done > 1) == (update > 3), "it began again"
     seen = []
     assert run(dataset, tmp_path / "whole", progress=seen.append) == whole
     assert seen == [], "a finished run is not trained again"
@@ -213,14 +213,16 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
 def test_a_run_of_one_seed_and_of_several_do_not_resume_each_other(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    fit(dataset, tmp_path / "one", SHORT, network=TINY)
+    shortest: dict[str, Any] = {f"{phase}_updates": 1 for phase in PHASES}
+    config = replace(SHORT, **shortest)
+    fit(dataset, tmp_path / "one", config, network=TINY)
     with pytest.raises(TrainingError, match=r"other settings \(seeds: None then, 3 now\)"):
-        run(dataset, tmp_path / "one")
-    run(dataset, tmp_path / "three")
+        run(dataset, tmp_path / "one", config)
+    run(dataset, tmp_path / "three", config)
     with pytest.raises(TrainingError, match=r"other settings \(seeds: 3 then, 2 now\)"):
-        fit_seeds(dataset, tmp_path / "three", SHORT, seeds=2, network=TINY)
+        fit_seeds(dataset, tmp_path / "three", config, seeds=2, network=TINY)
     with pytest.raises(TrainingError, match="seeds: 3 then, None now"):
-        fit(dataset, tmp_path / "three", SHORT, network=TINY)
+        fit(dataset, tmp_path / "three", config, network=TINY)
 
 
 def test_seeds_must_be_a_count(dataset: Dataset, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_broken_seed_stops_the_run_and_is_named(
 
     def spoil(self: StackedLearner, batch: Any) -> Any:
         metrics = honest(self, batch)
-        if "value" in self.modules and self.step == 10:
+        if "value" in self.modules and self.step == 9:
             if where == "value/loss":
                 metrics["value/loss"][1] = torch.nan
             else:
@@ -251,11 +253,11 @@ def test_a_broken_seed_stops_the_run_and_is_named(
         return metrics
 
     monkeypatch.setattr(StackedLearner, "update", spoil)
-    with pytest.raises(TrainingError, match="by update 10 of the value phase") as told:
+    with pytest.raises(TrainingError, match="by update 9 of the value phase") as told:
         run(dataset, tmp_path)
     assert f"seed-5/{where}" in str(told.value)
     assert "seed-4" not in str(told.value) and "seed-6" not in str(told.value)
     state = read_state(tmp_path)
-    assert (state.phase, state.step) == ("value", 5)
+    assert (state.phase, state.step) == ("value", 6)
     assert all(torch.isfinite(t).all() for t in state.tensors.values())
     assert not list(tmp_path.glob(f"*/{files.WEIGHTS_FILE}"))
