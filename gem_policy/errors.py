@@ -33,3 +33,11 @@ class TrainingError(GEMError):
 
 class DependencyError(GEMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class GEMWarning(UserWarning):
+    """Base of all warnings that gem-policy gives; filter it to silence them all."""
+
+
+class TrainingWarning(GEMWarning):
+    """A run goes on, but something about what it learned asks for a look."""
