@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
+from gem_policy.checkpoint import Checkpoint
+from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_count
+from gem_policy.environments import env_maker, evaluation_spec, make_spec
 from gem_policy.errors import ConfigError, DependencyError
+from gem_policy.evaluate import rollout
+from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.trainer import Progress, fit
+from gem_policy.training.provenance import describe
+from gem_policy.training.trainer import Evaluate, Progress, fit
 
-Write = Callable[[Mapping[str, float], int], None]
+Write = Callable[[Progress], None]
 
 LOG_SECONDS = 20.0
+# Not the starts that `gem-policy evaluate` reports by default: what is watched may be chosen by.
+EVALUATION_SEED = 10_000
+EVALUATION_ENVS = 10
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def curves(out: Path | None) -> Iterator[Write]:
         DependencyError: TensorBoard is not installed.
     """
     if out is None:
-        yield lambda metrics, step: None
+        yield lambda now: None
         return
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -97,9 +107,9 @@ def curves(out: Path | None) -> Iterator[Write]:
         ) from error
     writer = SummaryWriter(str(out / "tensorboard"))
 
-    def write(metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+    def write(now: Progress) -> None:
+        for name, value in now.metrics.items():
+            writer.add_scalar(name, value, now.step)
 
     try:
         yield write
@@ -107,10 +117,103 @@ def curves(out: Path | None) -> Iterator[Write]:
         writer.close()
 
 
+@contextlib.contextmanager
+def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator[Write]:
+    """A function that logs metrics to Weights & Biases; a project of None logs nothing.
+
+    Its step is the number of updates of the whole run, because W&B's must never fall.
+
+    Raises:
+        DependencyError: wandb is not installed.
+    """
+    if project is None:
+        yield lambda now: None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise DependencyError(
+            "--wandb needs Weights & Biases: pip install wandb, and `wandb login` once (or "
+            "WANDB_MODE=offline). Without it there is TensorBoard."
+        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    settled = {
+        **dataclasses.asdict(settings.train),
+        **settings.network,
+        **dataclasses.asdict(settings.selection),
+    }
+    logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
+
+    def write(now: Progress) -> None:
+        logged.log(dict(now.metrics), step=now.done)
+
+    failed = True
+    try:
+        yield write
+        failed = False
+    finally:
+        logged.finish(exit_code=int(failed))
+
+
+def player(dataset: Dataset, config: TrainConfig, episodes: int, device: torch.device) -> Evaluate:
+    """What `fit` calls to play a policy in the environment that its dataset names.
+
+    Tries the environment at once: a run should not fail at its first evaluation.
+
+    Args:
+        dataset: Names the environment.
+        config: Training settings.
+        episodes: Episodes of each evaluation, always from the same starts.
+        device: Where to decide.
+
+    Returns:
+        A function of a checkpoint: mean ``return`` and ``length`` of the episodes, and ``success``
+        where the environment tells of it.
+
+    Raises:
+        SpaceError: The dataset names no environment.
+        DependencyError: The environment's package or Stable-Baselines3 is not installed.
+        ConfigError: The number of episodes is none.
+    """
+    require_count("evaluate_episodes", episodes)
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise DependencyError(
+            "Playing the policy while it is trained needs Stable-Baselines3: "
+            "pip install 'gem-policy[sb3]', or leave out --evaluate-every."
+        )
+    make_spec(evaluation_spec(describe(dataset, config))).close()
+
+    def play(checkpoint: Checkpoint) -> dict[str, float]:
+        policy = GEMPolicy(checkpoint, device)
+        records = rollout(
+            policy,
+            env_maker(policy),
+            episodes=episodes,
+            envs=min(episodes, EVALUATION_ENVS),
+            seed=EVALUATION_SEED,
+            batched=True,
+        )
+        told: dict[str, Sequence[float]] = {
+            "return": records.returns,
+            "length": records.lengths,
+            "success": records.successes,
+        }
+        return {name: float(np.mean(values)) for name, values in told.items() if values}
+
+    return play
+
+
 def run(
-    dataset: Dataset, out: Path, settings: Settings, device: torch.device, bar: Any, write: Write
+    dataset: Dataset,
+    out: Path,
+    settings: Settings,
+    device: torch.device,
+    bar: Any,
+    writers: Sequence[Write],
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
 ) -> Path:
-    """`fit`, with a rich progress bar and a writer of curves.
+    """`fit`, with a rich progress bar and writers of curves.
 
     Args:
         dataset: What to train on.
@@ -118,7 +221,9 @@ def run(
         settings: All settings.
         device: Where to train.
         bar: A started ``rich.progress.Progress``.
-        write: What `curves` gave.
+        writers: What `curves` and `wandb_curves` gave.
+        evaluate: What `player` gave; see `fit`.
+        evaluate_every: See `fit`.
     """
     task = bar.add_task("training", total=None)
     started = told_at = time.monotonic()
@@ -137,7 +242,8 @@ def run(
                 if "usage" not in key
             )
             bar.update(task, description=f"{now.phase}: {told}")
-            write(now.metrics, now.step)
+            for write in writers:
+                write(now)
             moment = time.monotonic()
             if not bar.console.is_terminal and moment - told_at >= LOG_SECONDS:
                 # In a file or a pipe a bar shows nothing until its end: lines do.
@@ -155,4 +261,6 @@ def run(
         selection=settings.selection,
         device=device,
         progress=report,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
     )
