@@ -238,23 +238,45 @@ def train(
     download: Annotated[bool, typer.Option(help="Fetch the dataset if it is not here.")] = False,
     device: Device = "cpu",
     tensorboard: Annotated[bool, typer.Option(help="Write curves to OUT/tensorboard.")] = True,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Log to this Weights & Biases project.")
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(help="Play the policy after so many updates of the actor, and at the end."),
+    ] = None,
+    evaluate_episodes: Annotated[int, typer.Option(help="Episodes of each time.")] = 10,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Read the first episodes only, up to so many steps.")
+    ] = None,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count
     from gem_policy.policy import choose_device
     from gem_policy.training.dataset import load
-    from gem_policy.training.run import curves, gather_settings, run, seed_curves
+    from gem_policy.training.run import (
+        curves,
+        gather_settings,
+        player,
+        run,
+        seed_curves,
+        wandb_curves,
+    )
 
     settings = gather_settings(config, set_ or [], seed)
     first = settings.train.seed
     if seeds is not None:
         require_count("seeds", seeds)  # before anything is loaded
-    data = load(dataset, download=download)
+    where = choose_device(device)
+    data = load(dataset, download=download, max_steps=max_steps)
     print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
+    play = None
+    if evaluate_every is not None:
+        play = player(data, settings.train, evaluate_episodes, where)
     folder = out if tensorboard else None
     drawn = curves(folder) if seeds is None else seed_curves(folder, range(first, first + seeds))
-    with _progress() as bar, drawn as write:
-        paths = run(data, out, settings, choose_device(device), bar, write, seeds)
+    with _progress() as bar, drawn as write, wandb_curves(wandb, out, settings) as log:
+        paths = run(data, out, settings, where, bar, [write, log], play, evaluate_every, seeds)
     print("\n".join(f"Wrote {path}" for path in paths))
 
 

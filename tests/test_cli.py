@@ -128,6 +128,7 @@ def test_the_same_evaluation_gives_the_same_returns(
     assert seen[0] == seen[1]
 
 
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # four updates a phase
 def test_train_makes_a_policy_and_evaluate_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,18 +142,29 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
     out = tmp_path / "run"
     arguments: list[Any] = ["train", "test/cli-v0", "--out", out, "--config", settings]
     arguments += ["--set", "kappa=0.25", "--set", "actor_hidden=[8]", "--set", "bound=paired"]
-    assert call(monkeypatch, *arguments, "--seed", 3) == 0
+    for option, told in (
+        (["--evaluate-every", 2], "names no environment"),
+        (["--wandb", "gem"], "pip install wandb"),
+        (["--max-steps", 9], "has 1 episode(s) within max_steps=9"),
+    ):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        assert call(monkeypatch, *arguments, *option) == 2
+        assert told in capsys.readouterr().err
+    assert not (out / WEIGHTS_FILE).exists()
+    assert call(monkeypatch, *arguments, "--seed", 3, "--max-steps", 33) == 0
     assert f"Wrote {out / WEIGHTS_FILE}" in capsys.readouterr().out
     made = load(out)
     assert made.config.selection.candidates == 9
     assert (made.config.selection.kappa, made.config.selection.bound) == (0.25, "paired")
     assert made.config.network.actor_hidden == (8,)
     assert made.provenance["train"]["seed"] == 3
+    assert made.provenance["dataset_steps"] == 32
     assert any((out / "tensorboard").iterdir())
     assert call(monkeypatch, "evaluate", out, "--episodes", 1) == 2
     assert "names no environment" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # two updates a phase
 def test_train_makes_a_policy_of_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

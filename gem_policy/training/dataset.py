@@ -28,7 +28,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gem_policy.config import require_count
 from gem_policy.errors import DatasetError
+from gem_policy.training.memory import LOADING, check_room, step_bytes
 from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
 from gem_policy.training.storages import RawEpisode, leaves, read_episodes
 from gem_policy.training.transitions import TransitionBatch, Transitions
@@ -161,6 +163,7 @@ def load(
     download: bool = False,
     device: str | torch.device = "cpu",
     episode_filter: Callable[[EpisodeSummary], bool] | None = None,
+    max_steps: int | None = None,
 ) -> Dataset:
     """Read a Minari dataset.
 
@@ -172,14 +175,20 @@ def load(
             `hf://organization/name-v0`, or the path of a dataset's folder.
         download: Whether a dataset that is not on this machine may be fetched.
         device: Where the tensors go.
-        episode_filter: Keeps only the episodes for which it returns True.
+        episode_filter: Keeps only the episodes for which it returns True. How much memory they
+            need is then not known beforehand, and not checked.
+        max_steps: Stops before the first episode with which there would be more steps than this.
 
     Raises:
+        ConfigError: if `max_steps` is no count.
         DatasetError: if the dataset is not there, is damaged, or cannot be trained on: discrete
             actions, image observations, unbounded actions, actions far outside of their space,
-            NaN or infinite numbers, observations that do not fit the actions, a single episode.
+            NaN or infinite numbers, observations that do not fit the actions, a single episode;
+            or if it does not fit into memory, before anything is read.
         DependencyError: if Minari or the library behind the file format is missing.
     """
+    if max_steps is not None:
+        require_count("max_steps", max_steps)
     folder = locate(dataset, download=download)
     source = open_source(folder)
     flat = leaves(source.observation_space)
@@ -188,10 +197,20 @@ def load(
     episodes = read_episodes(
         folder, source.file_format, source.total_episodes, flat, int(np.prod(space.shape))
     )
-    columns = _Columns(source, sum(leaf.size for leaf in flat), int(np.prod(space.shape)))
-    numbers = [e.number for e in episodes if columns.append(e, episode_filter)]
+    sizes = sum(leaf.size for leaf in flat), int(np.prod(space.shape))
+    limit = source.total_steps if max_steps is None else min(max_steps, source.total_steps)
+    if episode_filter is None:
+        check_room(source.id, limit, LOADING * step_bytes(*sizes), "Reading")
+    columns = _Columns(source, *sizes, limit)
+    numbers = []
+    for episode in episodes:
+        if columns.append(episode, episode_filter):
+            numbers.append(episode.number)
+        elif columns.full:
+            break
     if len(numbers) < 2:
         kept = "" if episode_filter is None else " that `episode_filter` keeps"
+        kept += "" if max_steps is None else f" within max_steps={max_steps}"
         raise DatasetError(
             f"`{source.id}` has {len(numbers)} episode(s){kept}; training needs 2 at least, one "
             "to learn from and one to check against. Record more, or cut it into several."
@@ -313,11 +332,16 @@ def local_ids() -> tuple[str, ...]:
 
 
 class _Columns:
-    """Tensors that are filled episode by episode, at their final size from the start."""
+    """Tensors that are filled episode by episode, at their final size from the start.
 
-    def __init__(self, source: Source, observation_size: int, action_size: int) -> None:
-        steps, episodes = source.total_steps, source.total_episodes
-        self._id, self._capacity = source.id, steps
+    Attributes:
+        full: Whether an episode was turned away because it would have been too many steps.
+    """
+
+    def __init__(self, source: Source, observation_size: int, action_size: int, limit: int) -> None:
+        steps, episodes = limit, min(source.total_episodes, limit)
+        self._id, self._capacity = source.id, source.total_steps
+        self._limit, self.full = limit, False
         self._tensors = {
             "observations": torch.empty(steps + episodes, observation_size),
             "actions": torch.empty(steps, action_size),
@@ -332,9 +356,12 @@ class _Columns:
     def append(
         self, episode: RawEpisode, condition: Callable[[EpisodeSummary], bool] | None
     ) -> bool:
-        """Copy an episode in unless `condition` rejects it; says whether it did."""
+        """Copy an episode in unless `condition` rejects it or it is too long; says whether."""
         steps = self._check(episode)
         if condition is not None and not condition(_summary(episode)):
+            return False
+        if self._steps + steps > self._limit:
+            self.full = True
             return False
         here = slice(self._steps, self._steps + steps)
         rows = slice(here.start + self._episodes, here.stop + self._episodes + 1)

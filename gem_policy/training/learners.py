@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import TrainingError
+from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import (
     CriticEnsemble,
     MixturePolicy,
@@ -26,10 +28,13 @@ from gem_policy.networks import (
     build_values,
 )
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.dropout import dropout_generator, forward_with_dropout
 from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
 from gem_policy.training.replay import Batch
 
 Metrics = dict[str, Tensor]
+
+_DROPOUT_STREAMS = {"behavior": 0, "actor": 3}  # the phases' numbers
 
 
 class Learner(abc.ABC):
@@ -40,6 +45,7 @@ class Learner(abc.ABC):
         rate: Initial learning rate, reached at update 0 and falling to 0 at ``updates``.
         updates: Length of the schedule.
         frozen: Networks that the loss needs and no gradient trains, by name; see `follow`.
+        weight_decay: AdamW's, of the weight matrices; 0 is plain Adam.
     """
 
     def __init__(
@@ -47,18 +53,31 @@ class Learner(abc.ABC):
         modules: Mapping[str, nn.Module],
         rate: float,
         updates: int,
+        weight_decay: float = 0.0,
         frozen: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.modules, self.frozen = dict(modules), dict(frozen or {})
         self.rate, self.updates, self.step = rate, updates, 0
+        self.weight_decay = weight_decay
         self.parameters = [p for m in self.modules.values() for p in m.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
+        self.optimizer = self._optimizer(weight_decay)
         for p in self.parameters:  # what Adam makes at its first step, made now so it can be loaded
             self.optimizer.state[p] = {
                 "step": torch.zeros((), device=p.device),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
+
+    def _optimizer(self, weight_decay: float) -> torch.optim.Optimizer:
+        """Adam; with decay, AdamW (Loshchilov and Hutter, 2019) in two groups, biases without."""
+        if weight_decay == 0:
+            return torch.optim.Adam(self.parameters, lr=self.rate, fused=True)
+        named = [item for module in self.modules.values() for item in module.named_parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in named if n.startswith("weights.")]},
+            {"params": [p for n, p in named if not n.startswith("weights.")], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=weight_decay, fused=True)
 
     @abc.abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -72,7 +91,8 @@ class Learner(abc.ABC):
             # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and
             # those of a stacked linear layer are transposed.
             parameter.grad = gradient.contiguous()
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.step += 1
         self.follow(self.modules, self.frozen)
@@ -128,13 +148,17 @@ class BehaviorLearner(Learner):
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
+        self.config = config
         self.model: MixturePolicy = build_behavior(network, generator).to(device)
-        super().__init__({"behavior": self.model}, config.policy_lr, config.behavior_updates)
+        super().__init__(
+            {"behavior": self.model}, config.policy_lr, config.behavior_updates, config.weight_decay
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Negative log-likelihood, as a guided EM step whose weights are all one."""
         ones = torch.ones_like(batch.rewards)
-        loss = guided_em_loss(self.model(batch.observations), batch.actions, ones)
+        mixture = _propose(self.model, batch.observations, self.config, "behavior", self.step)
+        loss = guided_em_loss(mixture, batch.actions, ones)
         return loss.loss, {"behavior/log_prob": loss.log_prob, **_usage("behavior", loss.usage)}
 
 
@@ -163,8 +187,13 @@ class ValueLearner(Learner):
         modules: dict[str, nn.Module] = {"value": self.values}
         if config.value_steps == 1:
             modules["helper"] = self.helper
-        frozen = {"target": self.target}
-        super().__init__(modules, config.critic_lr, config.value_updates, frozen)
+        super().__init__(
+            modules,
+            config.critic_lr,
+            config.value_updates,
+            config.weight_decay,
+            {"target": self.target},
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The expectile loss, and the helping critics' where there are any."""
@@ -186,6 +215,7 @@ class ValueLearner(Learner):
         metrics = {
             "value/loss": total.detach(),
             "value/mean": fit.value,
+            "value/largest": value.detach().abs().amax(),
             "value/advantage": fit.advantage,
             "value/spread": spread,
         }
@@ -219,7 +249,8 @@ class CriticLearner(Learner):
         device: torch.device,
     ) -> None:
         self.critics: CriticEnsemble = build_critics(network, generator).to(device)
-        super().__init__({"critic": self.critics}, config.critic_lr, config.critic_updates)
+        modules: dict[str, nn.Module] = {"critic": self.critics}
+        super().__init__(modules, config.critic_lr, config.critic_updates, config.weight_decay)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Squared error, summed over members."""
@@ -246,12 +277,14 @@ class ActorLearner(Learner):
     ) -> None:
         self.config = config
         self.model: MixturePolicy = build_actor(network, generator).to(device)
-        super().__init__({"actor": self.model}, config.policy_lr, config.actor_updates)
+        super().__init__(
+            {"actor": self.model}, config.policy_lr, config.actor_updates, config.weight_decay
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted log-likelihood; the weights come with the batch."""
         loss = guided_em_loss(
-            self.model(batch.observations),
+            _propose(self.model, batch.observations, self.config, "actor", self.step),
             batch.actions,
             batch.weights,
             self.config.responsibility_floor,
@@ -262,6 +295,21 @@ class ActorLearner(Learner):
             **_usage("actor", loss.usage),
         }
         return loss.loss, metrics
+
+
+def _propose(
+    model: MixturePolicy,
+    observations: Float[Tensor, "batch obs"],
+    config: TrainConfig,
+    name: str,
+    step: int,
+) -> GaussianMixture:
+    """The mixture as training sees it: with hidden units dropped, where that is wanted."""
+    if config.dropout == 0:
+        mixture: GaussianMixture = model(observations)
+        return mixture
+    generator = dropout_generator(config.seed, _DROPOUT_STREAMS[name], step)
+    return forward_with_dropout(model, observations, config.dropout, generator)
 
 
 def _usage(name: str, usage: Float[Tensor, " components"]) -> Metrics:

@@ -12,8 +12,11 @@ from gem_policy.errors import TrainingError
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.memory import TRAINING, check_room
 from gem_policy.training.replay import Replay, look_ahead
 from gem_policy.training.transitions import Transitions
+
+RETURN_RANGE = 1000.0  # IQL's: the steps of a locomotion episode
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,47 @@ class Prepared:
         held_out: Transitions of other episodes, for validation and calibration.
         normalizer: Statistics of the training observations.
         scaler: The action box.
+        reward_factor: What the dataset's rewards were multiplied with, before the shift.
     """
 
     training: Replay
     held_out: Replay
     normalizer: ObservationNormalizer
     scaler: ActionScaler
+    reward_factor: float
+
+
+def reward_factor(dataset: Dataset, config: TrainConfig) -> float:
+    """What the rewards are multiplied with: the scale, and IQL's normalization if it is on.
+
+    ``reward_scale * 1000 / (max - min)`` of the undiscounted returns of all episodes, held out or
+    not: the same for every seed.
+
+    Raises:
+        TrainingError: All returns are the same.
+    """
+    if not config.return_normalization:
+        return config.reward_scale
+    returns = dataset.transitions.returns
+    width = float(returns.max() - returns.min())
+    if not width > 0:
+        raise TrainingError(
+            f"return_normalization divides by the range of the episode returns of {dataset.id}, "
+            f"and they are all {float(returns[0]):.6g}. Use reward_scale instead."
+        )
+    return config.reward_scale * RETURN_RANGE / width
 
 
 def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prepared:
     """Split by episodes, normalize, scale the rewards, mark where returns end.
 
     Raises:
-        TrainingError: The rewards are all the same, so there is nothing to prefer.
+        TrainingError: The rewards are all the same, so there is nothing to prefer; or all returns
+            are, and they were to be normalized.
+        DatasetError: The data fit into memory, but what is made of them would not.
     """
+    data = dataset.transitions
+    check_room(dataset.id, len(data), TRAINING * data.nbytes / len(data), "Training on")
     training, held_out = dataset.split(_fraction(config), config.seed)
     rewards = dataset.transitions.rewards
     if float(rewards.min()) == float(rewards.max()) and not bool(
@@ -48,13 +78,15 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
             f"Every reward of {dataset.id} is {float(rewards[0])} and no episode terminates: "
             "all actions are equally good. Check how the dataset was made."
         )
+    factor = reward_factor(dataset, config)
     normalizer = ObservationNormalizer.fit(training.transitions.observations)
     scaler = action_scaler(dataset)
     return Prepared(
-        training=replay(training.transitions, normalizer, scaler, config, device),
-        held_out=replay(held_out.transitions, normalizer, scaler, config, device),
+        training=replay(training.transitions, normalizer, scaler, config, factor, device),
+        held_out=replay(held_out.transitions, normalizer, scaler, config, factor, device),
         normalizer=normalizer,
         scaler=scaler,
+        reward_factor=factor,
     )
 
 
@@ -84,6 +116,7 @@ def replay(
     normalizer: ObservationNormalizer | None,
     scaler: ActionScaler,
     config: TrainConfig,
+    factor: float,
     device: torch.device,
 ) -> Replay:
     """Transitions of whole episodes on the device, normalized if there are statistics."""
@@ -91,7 +124,7 @@ def replay(
     ends = data.terminated.clone()
     if config.terminal_reward is not None:
         ends |= data.rewards >= config.terminal_reward
-    rewards = data.rewards * config.reward_scale + config.reward_shift
+    rewards = data.rewards * factor + config.reward_shift
     continues = (~ends).float()
     index = torch.arange(len(data)) + data.episode
     returns, discounts, taken = look_ahead(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,18 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
-from gem_policy.errors import ConfigError, DependencyError
+from gem_policy.checkpoint import Checkpoint
+from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_count
+from gem_policy.environments import env_maker, evaluation_spec, make_spec
+from gem_policy.errors import ConfigError, DependencyError, TrainingError
+from gem_policy.evaluate import rollout
+from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.seeds import fit_seeds, seed_folder
-from gem_policy.training.trainer import Progress, fit
+from gem_policy.training.provenance import describe
+from gem_policy.training.seeds import fit_seeds, metrics_of, seed_folder
+from gem_policy.training.trainer import Evaluate, Progress, fit
 
-Write = Callable[[Mapping[str, float], int], None]
+Write = Callable[[Progress], None]
 
 LOG_SECONDS = 20.0
+# Not the starts that `gem-policy evaluate` reports by default: what is watched may be chosen by.
+EVALUATION_SEED = 10_000
+EVALUATION_ENVS = 10
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def curves(out: Path | None) -> Iterator[Write]:
         DependencyError: TensorBoard is not installed.
     """
     if out is None:
-        yield lambda metrics, step: None
+        yield lambda now: None
         return
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -98,9 +108,9 @@ def curves(out: Path | None) -> Iterator[Write]:
         ) from error
     writer = SummaryWriter(str(out / "tensorboard"))
 
-    def write(metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+    def write(now: Progress) -> None:
+        for name, value in now.metrics.items():
+            writer.add_scalar(name, value, now.step)
 
     try:
         yield write
@@ -115,13 +125,97 @@ def seed_curves(out: Path | None, seeds: Sequence[int]) -> Iterator[Write]:
         folders = {seed: None if out is None else out / seed_folder(seed) for seed in seeds}
         writers = {s: stack.enter_context(curves(folder)) for s, folder in folders.items()}
 
-        def write(metrics: Mapping[str, float], step: int) -> None:
+        def write(now: Progress) -> None:
             for seed, one in writers.items():
-                prefix = f"{seed_folder(seed)}/"
-                own = {k.removeprefix(prefix): v for k, v in metrics.items() if prefix in k}
-                one(own, step)
+                one(dataclasses.replace(now, metrics=metrics_of(seed, now.metrics)))
 
         yield write
+
+
+@contextlib.contextmanager
+def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator[Write]:
+    """A function that logs metrics to Weights & Biases; a project of None logs nothing.
+
+    Its step is the number of updates of the whole run, because W&B's must never fall.
+
+    Raises:
+        DependencyError: wandb is not installed.
+    """
+    if project is None:
+        yield lambda now: None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise DependencyError(
+            "--wandb needs Weights & Biases: pip install wandb, and `wandb login` once (or "
+            "WANDB_MODE=offline). Without it there is TensorBoard."
+        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    settled = {
+        **dataclasses.asdict(settings.train),
+        **settings.network,
+        **dataclasses.asdict(settings.selection),
+    }
+    logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
+
+    def write(now: Progress) -> None:
+        logged.log(dict(now.metrics), step=now.done)
+
+    failed = True
+    try:
+        yield write
+        failed = False
+    finally:
+        logged.finish(exit_code=int(failed))
+
+
+def player(dataset: Dataset, config: TrainConfig, episodes: int, device: torch.device) -> Evaluate:
+    """What `fit` calls to play a policy in the environment that its dataset names.
+
+    Tries the environment at once: a run should not fail at its first evaluation.
+
+    Args:
+        dataset: Names the environment.
+        config: Training settings.
+        episodes: Episodes of each evaluation, always from the same starts.
+        device: Where to decide.
+
+    Returns:
+        A function of a checkpoint: mean ``return`` and ``length`` of the episodes, and ``success``
+        where the environment tells of it.
+
+    Raises:
+        SpaceError: The dataset names no environment.
+        DependencyError: The environment's package or Stable-Baselines3 is not installed.
+        ConfigError: The number of episodes is none.
+    """
+    require_count("evaluate_episodes", episodes)
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise DependencyError(
+            "Playing the policy while it is trained needs Stable-Baselines3: "
+            "pip install 'gem-policy[sb3]', or leave out --evaluate-every."
+        )
+    make_spec(evaluation_spec(describe(dataset, config))).close()
+
+    def play(checkpoint: Checkpoint) -> dict[str, float]:
+        policy = GEMPolicy(checkpoint, device)
+        records = rollout(
+            policy,
+            env_maker(policy),
+            episodes=episodes,
+            envs=min(episodes, EVALUATION_ENVS),
+            seed=EVALUATION_SEED,
+            batched=True,
+        )
+        told: dict[str, Sequence[float]] = {
+            "return": records.returns,
+            "length": records.lengths,
+            "success": records.successes,
+        }
+        return {name: float(np.mean(values)) for name, values in told.items() if values}
+
+    return play
 
 
 def run(
@@ -130,10 +224,12 @@ def run(
     settings: Settings,
     device: torch.device,
     bar: Any,
-    write: Write,
+    writers: Sequence[Write],
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
     seeds: int | None = None,
 ) -> list[Path]:
-    """`fit`, or `fit_seeds`, with a rich progress bar and a writer of curves.
+    """`fit`, or `fit_seeds`, with a rich progress bar and writers of curves.
 
     Args:
         dataset: What to train on.
@@ -141,19 +237,31 @@ def run(
         settings: All settings.
         device: Where to train.
         bar: A started ``rich.progress.Progress``.
-        write: What `curves` or `seed_curves` gave.
-        seeds: How many to train at once; None trains the one of the settings, without a folder.
+        writers: What `curves` or `seed_curves`, and `wandb_curves` gave.
+        evaluate: What `player` gave; see `fit`.
+        evaluate_every: See `fit`.
+        seeds: How many to train at once, without playing them; None trains the one of the
+            settings, without a folder of its own.
 
     Returns:
         The checkpoints written.
+
+    Raises:
+        TrainingError: Several seeds were to be played while they are trained; or see `fit`.
     """
+    if seeds is not None and evaluate is not None:
+        raise TrainingError(
+            "Several seeds at once are not played while they are trained. Leave out "
+            "--evaluate-every, and evaluate the checkpoints afterwards."
+        )
     options: dict[str, Any] = {
         "network": settings.network,
         "selection": settings.selection,
         "device": device,
-        "progress": _report(bar, write),
+        "progress": _report(bar, writers),
     }
     if seeds is None:
+        options |= {"evaluate": evaluate, "evaluate_every": evaluate_every}
         return [fit(dataset, out, settings.train, **options)]
     return fit_seeds(dataset, out, settings.train, seeds=seeds, **options)
 
@@ -167,7 +275,7 @@ def _told(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {sum(each) / len(each):.4g}" for key, each in values.items())
 
 
-def _report(bar: Any, write: Write) -> Callable[[Progress], None]:
+def _report(bar: Any, writers: Sequence[Write]) -> Callable[[Progress], None]:
     """What a run calls after every update: moves the bar, writes the curves."""
     task = bar.add_task("training", total=None)
     started = told_at = time.monotonic()
@@ -182,7 +290,8 @@ def _report(bar: Any, write: Write) -> Callable[[Progress], None]:
         if now.metrics:
             told = _told(now.metrics)
             bar.update(task, description=f"{now.phase}: {told}")
-            write(now.metrics, now.step)
+            for write in writers:
+                write(now)
             moment = time.monotonic()
             if not bar.console.is_terminal and moment - told_at >= LOG_SECONDS:
                 # In a file or a pipe a bar shows nothing until its end: lines do.

@@ -20,10 +20,10 @@ from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.learners import CriticLearner, Learner, ValueLearner
 from gem_policy.training.preparation import prepare
-from gem_policy.training.provenance import describe
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
@@ -31,7 +31,7 @@ from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_s
 from gem_policy.training.trainer import (
     PHASES,
     Progress,
-    export,
+    finish,
     identity,
     judge,
     network_for,
@@ -43,8 +43,8 @@ L = TypeVar("L", bound=Learner)
 
 
 def fit_seeds(
-    dataset: Dataset,
-    out: Path,
+    dataset: Dataset | str | Path,
+    out: str | Path,
     config: TrainConfig | None = None,
     *,
     seeds: int = 8,
@@ -57,8 +57,10 @@ def fit_seeds(
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
 
+    Held-out metrics and dead components are not reported, as `fit` does for one seed.
+
     Args:
-        dataset: What `gem_policy.training.dataset.load` returned.
+        dataset: What `gem_policy.training.load` returned, or what it takes: an id or a path.
         out: Folder of the run: its state while it works, ``seed-3/model.safetensors`` and so on at
             its end.
         config: Training settings; its seed is the first.
@@ -73,14 +75,22 @@ def fit_seeds(
     Returns:
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
 
+    Warns:
+        TrainingWarning: A seed's critics agree better off the data than on it.
+
     Raises:
         ConfigError: ``seeds`` is no count, or the last seed is too large.
-        TrainingError: A seed's loss became NaN or infinite (the message names it; the last good
-            state of all is kept), or anything else that `fit` raises it for.
+        TrainingError: A seed's loss became NaN or infinite, or its values larger than the rewards
+            allow (the message names the seed; the last good state of all is kept); ``dropout`` or
+            ``patience`` is set, which `fit` alone knows; or anything else that `fit` raises it for.
+        DatasetError: The dataset cannot be read, or training on it would not fit into memory.
         CheckpointError: The disk is full or not writable; the last saved state is untouched.
     """
     require_count("seeds", seeds)
+    dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
+    out = Path(out)
     config = config or TrainConfig()
+    _check_supported(config)
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)
     where = torch.device(device)
@@ -89,13 +99,13 @@ def fit_seeds(
     learners = _train(dataset, net, configs, where, run, out, progress, log_every, save_seconds)
     paths = []
     for i, own in enumerate(configs):
-        made = export(
+        made = finish(
             dataset,
             prepare(dataset, own, where),
             {name: learner.learners[i] for name, learner in learners.items()},
             net,
             selection or SelectionConfig(),
-            describe(dataset, own),
+            own,
         )
         paths.append(out / seed_folder(own.seed) / files.WEIGHTS_FILE)
         files.save(made, paths[-1])
@@ -105,6 +115,23 @@ def fit_seeds(
 def seed_folder(seed: int) -> str:
     """Name of a seed's folder in that of the run, and of its part of the metrics."""
     return f"seed-{seed}"
+
+
+def metrics_of(seed: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """A seed's own metrics, under the names that `fit` gives them."""
+    prefix = f"{seed_folder(seed)}/"
+    return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+
+
+def _check_supported(config: TrainConfig) -> None:
+    """Refuse what cannot be batched: masks drawn per update, and seeds that end at other times."""
+    used = [name for name in ("dropout", "patience") if getattr(config, name)]
+    if used:
+        told = ", ".join(f"{name}={getattr(config, name)}" for name in used)
+        raise TrainingError(
+            f"Several seeds at once are trained without {' and '.join(used)}, got {told}. Leave "
+            "it out, or train the seeds one by one."
+        )
 
 
 def _train(
@@ -156,6 +183,8 @@ def _run_phase(
     name, learner = list(learners.items())[-1]
     lengths = {phase: getattr(config, f"{phase}_updates") for phase in PHASES}
     before = sum(lengths[phase] for phase in learners if phase != name)
+    # Of all transitions, held-out ones too, so that one bound does for all seeds.
+    bound = value_bound(shared.everything, config.discount)
     start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
         metrics = learner.update(shared.batch(sampler(learner.step).to(shared.numbers.device)))
@@ -164,6 +193,10 @@ def _run_phase(
             reading = learner.read(metrics)
             broken = [key for key, value in reading.items() if not math.isfinite(value)]
             _stop_if_broken(broken, name, learner.step, out)
+            for seed in learner.seeds:
+                own = metrics_of(seed, reading)
+                kept = f"{out / STATE_FILE} (seed {seed} diverged, all have stopped)"
+                stop_if_diverged(own, bound, name, learner.step, kept)
         if progress is not None:
             done, total = before + learner.step, sum(lengths.values())
             progress(Progress(name, learner.step, learner.updates, done, total, reading))

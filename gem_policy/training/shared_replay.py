@@ -17,7 +17,13 @@ from torch import Tensor
 
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.preparation import action_scaler, prepare, replay, training_numbers
+from gem_policy.training.preparation import (
+    action_scaler,
+    prepare,
+    replay,
+    reward_factor,
+    training_numbers,
+)
 from gem_policy.training.replay import Batch, Replay, Sampler
 
 
@@ -76,7 +82,8 @@ def share(dataset: Dataset, configs: Sequence[TrainConfig], device: torch.device
     # Prepared as a run of its own prepares it, one seed at a time, for the very same statistics.
     normalizers = [prepare(dataset, config, torch.device("cpu")).normalizer for config in configs]
     lengths = torch.tensor([len(own) for own in numbers])
-    everything = replay(dataset.transitions, None, action_scaler(dataset), configs[0], device)
+    scaler, factor = action_scaler(dataset), reward_factor(dataset, configs[0])
+    everything = replay(dataset.transitions, None, scaler, configs[0], factor, device)
     total = int(lengths.sum())
     return SharedReplay(
         everything=everything,

@@ -37,7 +37,7 @@ class StackedLearner(Learner):
         self.learners, self.seeds = list(learners), list(seeds)
         modules = {name: _stack([own.modules[name] for own in learners]) for name in first.modules}
         frozen = {name: _stack([own.frozen[name] for own in learners]) for name in first.frozen}
-        super().__init__(modules, first.rate, first.updates, frozen)
+        super().__init__(modules, first.rate, first.updates, first.weight_decay, frozen)
         for own in learners:
             own.optimizer.state.clear()  # moments that nobody will use
         self._one = _Loss(first)

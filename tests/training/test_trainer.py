@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from small_datasets import GOALS, random_episode, write_dataset
+from tiny_runs import SHORT, TINY, UPDATES, Stop, run, stop_at
 
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig
@@ -30,23 +31,8 @@ from gem_policy.training.preparation import prepare
 from gem_policy.training.state import STATE_FILE, read_state
 from gem_policy.training.trainer import PHASES, Progress, fit, judge, weigh
 
-TINY = {
-    "actor_hidden": (8,),
-    "behavior_hidden": (8,),
-    "critic_hidden": (8,),
-    "critics": 2,
-    "actor_components": 2,
-    "behavior_components": 2,
-}
-SHORT = TrainConfig(
-    behavior_updates=12,
-    value_updates=20,
-    critic_updates=12,
-    actor_updates=12,
-    batch_size=16,
-    holdout=0.3,
-)
-UPDATES = 56
+# What these runs learn is beside the point, and so is what they warn of.
+pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,11 +49,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def dataset() -> Dataset:
     return load("test/goal-v0")
-
-
-def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any) -> bytes:
-    options: dict[str, Any] = {"network": TINY, "log_every": 5, "save_seconds": 0.0, **kwargs}
-    return fit(dataset, out, config, **options).read_bytes()
 
 
 # -- a run ---------------------------------------------------------------------------------------
@@ -120,18 +101,6 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(
 
 
 # -- stopped and resumed -------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    """What a test raises to stop a run."""
-
-
-def stop_at(update: int) -> Any:
-    def progress(now: Progress) -> None:
-        if now.done == update:
-            raise Stop
-
-    return progress
 
 
 @pytest.mark.parametrize("update", [1, 7, 12, 13, 30, 32, 33, 43, 44])

@@ -1,0 +1,191 @@
+"""Regularization for few demonstrations: early stopping, dropout, decay; each resumes exactly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_datasets import random_episode, write_dataset
+from tiny_runs import SHORT, TINY, Stop, run, stop_at
+
+from gem_policy import checkpoint
+from gem_policy.config import NetworkConfig
+from gem_policy.training import trainer
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.early_stopping import BestWeights
+from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner
+from gem_policy.training.preparation import prepare
+from gem_policy.training.state import read_state
+from gem_policy.training.trainer import Progress
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{**vars(SHORT), **changes})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    write_dataset("test/few-v0", [random_episode(6, rng) for _ in range(5)])
+    return load("test/few-v0")
+
+
+def learner_of(settings: TrainConfig = SHORT) -> BehaviorLearner:
+    net = NetworkConfig(3, 2, **TINY)
+    return BehaviorLearner(net, settings, torch.Generator().manual_seed(0), CPU)
+
+
+def test_the_best_weights_are_kept_and_come_back() -> None:
+    learner = learner_of()
+    best, copies = BestWeights(learner), []
+    assert best.tensors() == {}
+    best.put_back()  # nothing to put back yet
+    for score in (1.0, 3.0, 2.0, math.nan, 3.0):
+        with torch.no_grad():
+            learner.parameters[0].add_(1.0)
+        copies.append(learner.parameters[0].clone())
+        best.see(score)
+    assert (best.score, best.stale) == (3.0, 3)
+    again = BestWeights(other := learner_of())
+    again.restore({name: value.clone() for name, value in best.tensors().items()})
+    assert (again.score, again.stale) == (3.0, 3)
+    for one, whose in ((best, learner), (again, other)):
+        one.put_back()
+        assert torch.equal(whose.parameters[0], copies[1])
+    again.restore({})
+    assert again.score == 3.0
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]) -> dict[str, list]:
+    """Replace the held-out scores; what was measured comes back, weights and all."""
+    seen: dict[str, list[tuple[int, torch.Tensor]]] = {"behavior": [], "actor": []}
+
+    def measured(phase: str, learner: Any, batch: Any) -> dict[str, float]:
+        if phase not in seen:
+            return {}
+        seen[phase].append((learner.step, learner.parameters[0].detach().clone()))
+        step = learner.step // 2 - 1
+        return {f"{phase}/held_out_log_prob": scores[phase][step]}
+
+    monkeypatch.setattr(trainer, "held_out_metrics", measured)
+    return seen
+
+
+def test_the_phase_ends_with_the_best_weights_and_after_its_patience(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"behavior": [1.0, 5.0, 4.0, 3.0, 9.0, 9.0], "actor": [1.0, 0.0, 2.0, 1.0, 3.0, 2.0]}
+    seen = scripted(monkeypatch, scores)
+    progress: list[Progress] = []
+    settings = config(patience=2, validate_every=2)
+    run(dataset, tmp_path / "out", settings, log_every=1000, progress=progress.append)
+    steps = {phase: [p.step for p in progress if p.phase == phase] for phase in seen}
+    assert steps["behavior"] == [1, 2, 3, 4, 5, 6, 7, 12]  # at 8 two in a row were no better
+    assert steps["actor"] == list(range(1, 13))
+    tensors = checkpoint.load(tmp_path / "out").tensors
+    first = {"behavior": "behavior.weights.0", "actor": "actor.weights.0"}
+    for phase, at in {"behavior": 4, "actor": 10}.items():
+        (best,) = {tuple(w.flatten().tolist()) for step, w in seen[phase] if step == at}
+        assert tensors[first[phase]].flatten().tolist() == list(best)
+
+
+OPTIONS = {
+    "stopping": {"patience": 2, "validate_every": 2},
+    "patient": {"patience": 50, "validate_every": 3},
+    "all": {"patience": 3, "validate_every": 2, "dropout": 0.2, "weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_run_stopped_and_resumed_is_the_run_that_was_not(
+    dataset: Dataset, tmp_path: Path, name: str
+) -> None:
+    settings = config(**OPTIONS[name], policy_lr=0.05)
+    whole = run(dataset, tmp_path / "whole", settings, log_every=100)
+    for update in (7, 50):
+        out = tmp_path / str(update)
+        with pytest.raises(Stop):
+            run(dataset, out, settings, log_every=3, progress=stop_at(update))
+        assert run(dataset, out, settings, log_every=100) == whole, update
+
+
+def test_a_kill_after_the_best_keeps_it(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"behavior": [1.0, 9.0, 4.0, 3.0, 2.0, 1.0], "actor": [0.0] * 6}
+    seen = scripted(monkeypatch, scores)
+    settings = config(patience=50, validate_every=2)
+    with pytest.raises(Stop):
+        run(dataset, tmp_path / "out", settings, log_every=2, progress=stop_at(9))
+    state = read_state(tmp_path / "out")
+    assert (state.phase, state.step) == ("behavior", 8)
+    assert float(state.tensors["best/behavior/score"]) == 9.0
+    (best, *_) = [w for step, w in seen["behavior"] if step == 4]
+    assert torch.equal(state.tensors["best/behavior/behavior.weights.0"], best)
+    run(dataset, tmp_path / "out", settings, log_every=2)
+    tensors = checkpoint.load(tmp_path / "out").tensors
+    assert torch.equal(tensors["behavior.weights.0"], best)
+
+
+def test_measuring_changes_nothing_where_nothing_stops(dataset: Dataset, tmp_path: Path) -> None:
+    """Whatever is measured, logged and kept, the updates are the same."""
+    plain = run(dataset, tmp_path / "a", config(), log_every=100)
+    run(dataset, tmp_path / "b", config(patience=50, validate_every=1, weight_kappa=0.0))
+    told = [checkpoint.load(tmp_path / name).tensors for name in "ab"]
+    assert plain
+    for key in told[0]:
+        if key.startswith("critic"):
+            assert torch.equal(told[0][key], told[1][key]), key
+
+
+def test_decay_shrinks_the_weights_alone_by_rate_times_decay(dataset: Dataset) -> None:
+    replay = prepare(dataset, SHORT, CPU).training
+    batch = replay.batch(torch.arange(len(replay)))
+    rate, decay = SHORT.policy_lr, 0.25
+    net = NetworkConfig(3, 2, **TINY)
+    for kind in (BehaviorLearner, ActorLearner):
+        plain, decayed = (
+            kind(net, config(weight_decay=x), torch.Generator().manual_seed(0), CPU)
+            for x in (0.0, decay)
+        )
+        start = [p.detach().clone() for p in plain.parameters]
+        for learner in (plain, decayed):
+            learner.update(batch)
+        names = [n for m in plain.modules.values() for n, _ in m.named_parameters()]
+        assert {n.partition(".")[0] for n in names} == {"weights", "biases"}
+        for name, before, a, b in zip(
+            names, start, plain.parameters, decayed.parameters, strict=True
+        ):
+            lost = rate * decay * before if name.startswith("weights") else 0 * before
+            torch.testing.assert_close(b.detach(), a.detach() - lost, atol=1e-7, rtol=1e-6)
+
+
+def test_every_learner_takes_decay_and_only_the_mixtures_drop() -> None:
+    net = NetworkConfig(3, 2, **TINY)
+    made = [
+        kind(net, config(weight_decay=0.1, dropout=0.5), torch.Generator().manual_seed(0), CPU)
+        for kind in trainer.PHASES.values()
+    ]
+    for learner in made:
+        groups = learner.optimizer.param_groups
+        assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+        assert sum(len(g["params"]) for g in groups) == len(learner.parameters)
+    assert isinstance(made[2], CriticLearner)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dropout", 1.0), ("weight_decay", -0.1), ("patience", -1), ("validate_every", 0)],
+)
+def test_settings_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        config(**{name: value})

@@ -1,0 +1,215 @@
+"""What `gem-policy train` can do besides: play while training, Weights & Biases, three lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from small_datasets import random_episode, write_dataset
+from tiny_runs import SHORT, TINY, run
+
+import gem_policy.training
+from gem_policy import checkpoint
+from gem_policy.checkpoint import Checkpoint
+from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
+from gem_policy.policy import GEMPolicy
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset
+from gem_policy.training.preparation import prepare
+from gem_policy.training.run import Settings, player, wandb_curves
+from gem_policy.training.trainer import Progress
+
+CPU = torch.device("cpu")
+ENV = "InvertedPendulum-v5"
+pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    env = gym.make(ENV, max_episode_steps=6)
+    rng = np.random.default_rng(0)
+    assert isinstance(env.action_space, gym.spaces.Box)
+    episodes = [random_episode(6, rng, env.observation_space, env.action_space) for _ in range(5)]
+    write_dataset(
+        "test/pole-v0",
+        episodes,
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        env=env,
+    )
+    env.close()
+    return gem_policy.training.load("test/pole-v0")
+
+
+# -- evaluation while training ---------------------------------------------------------------------
+
+
+def test_it_is_played_at_those_updates_and_at_the_end_and_nothing_changes(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    play = player(dataset, SHORT, 3, CPU)
+    calls: list[Checkpoint] = []
+
+    def watched(now: Checkpoint) -> Any:
+        torch.manual_seed(len(calls))
+        np.random.seed(len(calls))
+        calls.append(Checkpoint(now.config, {k: v.clone() for k, v in now.tensors.items()}))
+        return play(now)
+
+    options: dict[str, Any] = {"evaluate": watched, "evaluate_every": 8}
+    out = tmp_path / "played"
+    with_it = run(dataset, out, log_every=6, progress=seen.append, **options)
+    assert with_it == run(dataset, tmp_path / "plain", log_every=6)
+    readings = {p.step: p.metrics for p in seen if "evaluation/return" in p.metrics}
+    assert list(readings) == [8, 12] and len(calls) == 2
+    assert all(p.phase == "actor" for p in seen if "evaluation/return" in p.metrics)
+    assert all(1 <= r["evaluation/length"] <= 6 for r in readings.values())
+    # What was played last is what was written.
+    final = checkpoint.load(out)
+    for name, tensor in final.tensors.items():
+        assert torch.equal(tensor, calls[1].tensors[name]), name
+    assert not torch.equal(calls[0].tensors["actor.weights.0"], calls[1].tensors["actor.weights.0"])
+    again = play(final)
+    assert again["return"] == readings[12]["evaluation/return"]
+    assert "success" not in again  # the pole tells of none
+
+
+def test_a_dataset_without_environment_is_refused_before_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_dataset("test/nowhere-v0", [random_episode(6, rng) for _ in range(3)])
+    data = gem_policy.training.load("test/nowhere-v0")
+    with pytest.raises(SpaceError, match="names no environment"):
+        player(data, SHORT, 3, CPU)
+    with pytest.raises(ConfigError, match="`evaluate_every` must be"):
+        gem_policy.training.fit(data, tmp_path / "out", SHORT, evaluate_every=0)
+    with pytest.raises(ConfigError, match="`evaluate_episodes` must be"):
+        player(data, SHORT, 0, CPU)
+
+
+def test_without_stable_baselines_it_is_refused_before_training(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"gem-policy\[sb3\].*--evaluate-every"):
+        player(dataset, SHORT, 3, CPU)
+
+
+# -- Weights & Biases ------------------------------------------------------------------------------
+
+
+def now(done: int, **metrics: float) -> Progress:
+    return Progress("value", done - 12, 20, done, 56, metrics)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    told: dict[str, Any] = {"logged": []}
+
+    def init(**kwargs: Any) -> Any:
+        told["init"] = kwargs
+        return SimpleNamespace(
+            log=lambda metrics, step: told["logged"].append((step, metrics)),
+            finish=lambda exit_code: told.update(exit=exit_code),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    settings = Settings(train=SHORT, network={"critics": 3})
+    out = tmp_path / "runs" / "one"
+    try:
+        with wandb_curves("gem", out, settings) as write:
+            write(now(20, **{"value/loss": 0.5}))
+            write(now(25, **{"value/loss": 0.25}))
+            if fails:
+                raise TrainingError("broken")
+    except TrainingError:
+        assert fails
+    assert told["logged"] == [(20, {"value/loss": 0.5}), (25, {"value/loss": 0.25})]
+    assert told["exit"] == int(fails)
+    made = told["init"]
+    assert (made["project"], made["name"], made["dir"]) == ("gem", "one", str(out))
+    assert made["config"]["batch_size"] == 16 and made["config"]["critics"] == 3
+    assert made["config"]["kappa"] == settings.selection.kappa
+
+
+def test_without_wandb_the_advice_is_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with wandb_curves(None, tmp_path / "out", Settings()) as write:
+        write(now(20, **{"value/loss": 0.5}))
+    with (
+        pytest.raises(DependencyError, match="pip install wandb"),
+        wandb_curves("gem", tmp_path / "out", Settings()),
+    ):
+        pass
+
+
+# -- three lines -----------------------------------------------------------------------------------
+
+
+def test_fit_takes_names_and_paths_as_text(dataset: Dataset, tmp_path: Path) -> None:
+    from gem_policy.training import fit, load
+
+    whole = run(dataset, tmp_path / "whole")
+    options: dict[str, Any] = {"network": TINY}
+    made = fit(load("test/pole-v0"), str(tmp_path / "a"), SHORT, **options)
+    assert made == tmp_path / "a" / checkpoint.WEIGHTS_FILE
+    assert made.read_bytes() == whole
+    assert fit("test/pole-v0", str(tmp_path / "b"), SHORT, **options).read_bytes() == whole
+    assert isinstance(GEMPolicy.load(tmp_path / "b", device="cpu"), GEMPolicy)
+
+
+def test_the_training_package_names_what_it_has() -> None:
+    assert set(gem_policy.training.__all__) <= set(dir(gem_policy.training))
+    for name in gem_policy.training.__all__:
+        assert getattr(gem_policy.training, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'learn'"):
+        gem_policy.training.learn  # noqa: B018
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+def test_return_normalization_is_the_formula_and_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    settings = {"return_normalization": True, "reward_scale": 0.5, "reward_shift": -1.0}
+    config = TrainConfig(**{**vars(SHORT), **settings})
+    sums = [0.0] * 5
+    for reward, episode in zip(
+        dataset.transitions.rewards.tolist(), dataset.transitions.episode.tolist(), strict=True
+    ):
+        sums[episode] += reward
+    factor = 0.5 * 1000 / (max(sums) - min(sums))
+    prepared, plain = prepare(dataset, config, CPU), prepare(dataset, SHORT, CPU)
+    for part, raw in ((prepared.training, plain.training), (prepared.held_out, plain.held_out)):
+        torch.testing.assert_close(part.rewards, raw.rewards * factor - 1.0)
+    run(dataset, tmp_path / "out", config)
+    told = checkpoint.load(tmp_path / "out").provenance
+    assert told["rewards"] == {"factor": pytest.approx(factor), "shift": -1.0}
+    assert json.loads(json.dumps(told["train"]))["return_normalization"] is True
+
+
+def test_equal_returns_cannot_be_normalized() -> None:
+    rng = np.random.default_rng(0)
+    rewards = np.array([1.0, 0.0, 2.0])
+    same = [{**random_episode(3, rng), "rewards": rng.permutation(rewards)} for _ in range(4)]
+    write_dataset("test/same-v0", same)
+    data = gem_policy.training.load("test/same-v0")
+    prepare(data, SHORT, CPU)
+    config = TrainConfig(**{**vars(SHORT), "return_normalization": True})
+    with pytest.raises(TrainingError, match="all 3.*reward_scale instead"):
+        prepare(data, config, CPU)

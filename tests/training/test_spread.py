@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_datasets import random_episode, write_dataset
+from tiny_runs import SHORT, TINY, run
+
+from gem_policy import checkpoint
+from gem_policy.config import NetworkConfig
+from gem_policy.errors import TrainingWarning
+from gem_policy.networks import build_critics
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.preparation import prepare
+from gem_policy.training.spread import critic_spread, warn_of_small_spread
+from gem_policy.training.trainer import Progress
+from gem_policy.training.validation import evenly_spaced
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    write_dataset("test/spread-v0", [random_episode(6, rng) for _ in range(5)])
+    return load("test/spread-v0")
+
+
+def test_the_spread_is_the_formula(dataset: Dataset) -> None:
+    batch = evenly_spaced(prepare(dataset, SHORT, torch.device("cpu")).held_out, 100)
+    critics = build_critics(NetworkConfig(3, 2, **TINY), torch.Generator().manual_seed(0))
+    got = critic_spread(critics, batch, seed=3)
+    drawn = torch.rand(batch.actions.shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    expected = {}
+    with torch.no_grad():
+        for name, actions in {"data": batch.actions, "uniform": drawn}.items():
+            values = [
+                critics(batch.observations[i], actions[i].unsqueeze(0)).double().numpy()[:, 0]
+                for i in range(len(actions))
+            ]
+            expected[name] = float(np.mean([v.std() for v in values]))
+    assert got["data"] == pytest.approx(expected["data"], rel=1e-4)
+    assert got["uniform"] == pytest.approx(expected["uniform"], rel=1e-4)
+    assert got["ratio"] == pytest.approx(expected["uniform"] / expected["data"], rel=1e-4)
+    alone = build_critics(NetworkConfig(3, 2, **{**TINY, "critics": 1}))
+    assert critic_spread(alone, batch, 3) == {"data": 0.0, "uniform": 0.0, "ratio": None}
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+def test_a_run_logs_it_and_the_checkpoint_tells_it(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run(dataset, tmp_path / "out", progress=seen.append)
+    told = checkpoint.load(tmp_path / "out").provenance["critic_spread"]
+    logged = [p.metrics for p in seen if "critic/spread_ratio" in p.metrics]
+    assert len(logged) == 1
+    assert {k: logged[0][f"critic/spread_{k}"] for k in told} == pytest.approx(told)
+    assert told["ratio"] == pytest.approx(told["uniform"] / told["data"])
+
+
+def test_a_ratio_below_one_is_warned_of() -> None:
+    with pytest.warns(TrainingWarning, match=r"ratio 0\.50.*support_weight"):
+        warn_of_small_spread({"data": 2.0, "uniform": 1.0, "ratio": 0.5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_small_spread({"data": 1.0, "uniform": 1.0, "ratio": 1.0})
+        warn_of_small_spread({"data": 0.0, "uniform": 0.0, "ratio": None})
