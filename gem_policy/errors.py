@@ -33,3 +33,7 @@ class TrainingError(GEMError):
 
 class DependencyError(GEMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class SimulatorError(GEMError):
+    """The state of an environment's simulator cannot be saved or put back."""
