@@ -46,6 +46,7 @@ LEVELS = {
     "report": 5,
     "sb3": 5,
     "simulators": 5,
+    "training.fitted_q": 5,
     "training.run": 5,
     "training.trainer": 5,
     "wrappers": 5,
