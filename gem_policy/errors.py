@@ -35,6 +35,10 @@ class DependencyError(GEMError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
 
+class SimulatorError(GEMError):
+    """The state of an environment's simulator cannot be saved or put back."""
+
+
 class GEMWarning(UserWarning):
     """Base of all warnings that gem-policy gives; filter it to silence them all."""
 

@@ -42,8 +42,11 @@ LEVELS = {
     "training.recipes": 4,
     "environments": 5,
     "evaluate": 5,
+    "ranking": 5,
     "report": 5,
     "sb3": 5,
+    "simulators": 5,
+    "training.fitted_q": 5,
     "training.run": 5,
     "training.seeds": 5,
     "training.trainer": 5,
@@ -57,7 +60,13 @@ FORBIDDEN_EDGES = {("scoring", "networks")}  # a rule sees numbers, never a netw
 
 EXTRAS = {"gymnasium_robotics", "minari", "mujoco", "stable_baselines3"}
 OPTIONAL = EXTRAS | {"h5py", "huggingface_hub", "matplotlib", "pyarrow", "scipy", "tensorboard"}
-LAZY = {"cli", "environments", "evaluate", "sb3"}  # may import EXTRAS, inside functions
+LAZY = {
+    "cli",
+    "environments",
+    "evaluate",
+    "sb3",
+    "simulators",
+}  # may import EXTRAS, inside functions
 VAGUE = {"base", "common", "helpers", "misc", "utils"}
 # Decodes other people's pickles with every global replaced: it can build nothing but arrays.
 RESTRICTED_READER = ("training.unpickling", "pickle")

@@ -83,8 +83,8 @@ class Learner(abc.ABC):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a batch and the metrics to log, none of them synchronized."""
 
-    def update(self, batch: Batch) -> Metrics:
-        """One Adam step on one batch."""
+    def update(self, batch: Any) -> Metrics:
+        """One Adam step on one batch, of the kind that `loss` takes."""
         loss, metrics = self.loss(batch)
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):

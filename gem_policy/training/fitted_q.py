@@ -1,0 +1,474 @@
+"""What a policy would earn, estimated from data alone: fitted Q evaluation of its selections.
+
+FQE (Le et al., arXiv 1903.08738): a critic is fitted to ``r + gamma Q(s', pi(s'))`` on recorded
+transitions, where pi is the *selected* policy, reranking and all; its value at the starts of
+held-out episodes is the estimate. Several selections are fitted side by side, from the same
+initial weights and on the same batches, so that their differences are less noisy than their
+values (our choice).
+
+The critics of the checkpoint are not asked: a selection that exploits their errors must not be
+judged by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gem_policy.candidates import CandidateSet
+from gem_policy.config import SelectionConfig, from_mapping, require, require_count, require_number
+from gem_policy.errors import ConfigError, TrainingError
+from gem_policy.evaluate import Interval
+from gem_policy.networks import CriticEnsemble
+from gem_policy.policy import GEMPolicy
+from gem_policy.scoring import rule_of
+from gem_policy.selection import select, usable_scores
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset
+from gem_policy.training.learners import Learner, Metrics
+from gem_policy.training.replay import Sampler
+from gem_policy.training.transitions import Transitions
+
+ROWS = 256  # observations decided at once: at N = 256 their candidates take 300 MB already
+PHASE = 100  # of the sampler's streams; the training's phases are the first few
+LATE = 0.9  # of the updates: what the estimate moves after it tells whether it has settled
+
+
+@dataclass(frozen=True)
+class FittedQConfig:
+    """Settings of the estimate. All defaults are our choices.
+
+    Attributes:
+        updates: Updates of the critics.
+        batch_size: Transitions per update.
+        learning_rate: Of Adam; falls to 0 along a cosine.
+        target_rate: Step of the target critics' moving average. Rewards travel back about
+            ``updates * target_rate`` steps: it must be more than the task is long.
+        members: Critics per selection; their spread is reported.
+        hidden: Widths of their hidden layers.
+        transitions: Steps to fit on, in whole episodes drawn from the training part; the cost of
+            deciding grows with it.
+        seed: Of the initial weights, the batches and the draw of episodes.
+    """
+
+    updates: int = 5000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    target_rate: float = 0.05
+    members: int = 2
+    hidden: tuple[int, ...] = (128, 128)
+    transitions: int = 50_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "members", "transitions"):
+            require_count(name, getattr(self, name))
+        require_count("seed", self.seed, 0, 2**24 - 1)
+        require_number("learning_rate", self.learning_rate, "a number in (0, 1]", 1e-12, 1)
+        require_number("target_rate", self.target_rate, "a number in (0, 1]", 1e-12, 1)
+        fine = isinstance(self.hidden, tuple) and len(self.hidden) > 0
+        require(fine, "hidden", self.hidden, "a non-empty tuple of layer widths")
+        for width in self.hidden:
+            require_count("hidden", width)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one selection would earn from the starts of the held-out episodes.
+
+    Attributes:
+        selection: The settings.
+        values: Estimated discounted return at every start, in scaled and shifted reward.
+        spread: Standard deviation over the members of their means over the starts.
+        drift: How far the mean moved over the last tenth of the updates; where it is not small
+            against the differences of interest, fit longer.
+    """
+
+    selection: SelectionConfig
+    values: NDArray[np.float64]
+    spread: float
+    drift: float
+
+    @property
+    def value(self) -> Interval:
+        """Mean over the starts with its bootstrap interval, which knows nothing of the fit."""
+        return Interval.of(self.values.tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: settings, mean with interval, spread and drift."""
+        return {
+            "selection": asdict(self.selection),
+            "value": asdict(self.value),
+            "starts": len(self.values),
+            "spread": self.spread,
+            "drift": self.drift,
+        }
+
+
+@dataclass(frozen=True)
+class FollowedBatch:
+    """Transitions in normalized units, with what each selection does next."""
+
+    observations: Float[Tensor, "batch obs"]
+    actions: Float[Tensor, "batch action"]
+    rewards: Float[Tensor, " batch"]
+    continues: Float[Tensor, " batch"]
+    next_observations: Float[Tensor, "batch obs"]
+    next_actions: Float[Tensor, "selections batch action"]
+
+
+class FittedQLearner(Learner):
+    """Critics of S selections with M members each, in units of ``scale`` around ``center``.
+
+    Member ``s * M + m`` belongs to selection s and starts from the weights of member m of every
+    other selection.
+
+    Args:
+        critics: S * M members.
+        selections: S.
+        config: Settings.
+        discount: gamma.
+        center: Value that an output of 0 stands for: the mean of the data's own returns.
+        scale: Value of an output of 1: their standard deviation.
+        bounds: Least and largest possible return; targets are clipped to them.
+    """
+
+    def __init__(
+        self,
+        critics: CriticEnsemble,
+        selections: int,
+        config: FittedQConfig,
+        discount: float,
+        center: float,
+        scale: float,
+        bounds: tuple[float, float],
+    ) -> None:
+        self.critics, self.selections, self.config = critics, selections, config
+        self.discount, self.center, self.scale, self.bounds = discount, center, scale, bounds
+        self.target = [parameter.detach().clone() for parameter in critics.parameters()]
+        super().__init__({"q": critics}, config.learning_rate, config.updates)
+
+    def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
+        """Squared temporal-difference error of a `FollowedBatch`, summed over members."""
+        with torch.no_grad():
+            after = self.value(batch.next_observations, batch.next_actions, self.target)
+            target = (batch.rewards + self.discount * batch.continues * after).clamp(*self.bounds)
+            target = (target - self.center) / self.scale
+        q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+        loss = (q - target).square().mean(-1).sum()
+        return loss, {"fitted_q/loss": loss.detach()}
+
+    def update(self, batch: Any) -> Metrics:
+        """One Adam step, after which the targets move a little towards the critics."""
+        metrics = super().update(batch)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                self.target, [p.detach() for p in self.parameters], self.config.target_rate
+            )
+        return metrics
+
+    def value(
+        self,
+        observations: Float[Tensor, "batch obs"],
+        actions: Float[Tensor, "selections batch action"],
+        weights: Sequence[Tensor] | None = None,
+    ) -> Float[Tensor, "members batch"]:
+        """Every member's value of its own selection's actions, in (scaled) reward.
+
+        Args:
+            observations: Normalized.
+            actions: Normalized, of every selection.
+            weights: In the order of the critics' parameters; None for their own.
+        """
+        given = self.parameters if weights is None else weights
+        layers = len(given) // 2
+        matrices, biases = given[:layers], given[layers:]
+        split = self.critics.observation_size
+        own = actions.repeat_interleave(self.critics.members // self.selections, 0)
+        state = observations.expand(len(own), *observations.shape)
+        x = torch.baddbmm(biases[0], state, matrices[0][:, :split])
+        x = torch.baddbmm(x, own, matrices[0][:, split:])
+        for matrix, bias in zip(matrices[1:], biases[1:], strict=True):
+            if self.critics.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:])
+            x = torch.baddbmm(bias, F.relu(x), matrix)
+        return x.squeeze(-1) * self.scale + self.center
+
+
+def estimate(
+    policy: GEMPolicy,
+    dataset: Dataset,
+    selections: Sequence[SelectionConfig],
+    config: FittedQConfig | None = None,
+    *,
+    train: TrainConfig | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Estimate]:
+    """Estimate the discounted return of a policy for several selections, without its environment.
+
+    Critics are fitted on episodes of the training part and asked at the starts of the held-out
+    ones, split as the policy's own training split the dataset. Data that the policy was trained on
+    flatter it where they are noisy; give a dataset of other episodes to be strict.
+
+    Args:
+        policy: Whose actor, critics and behavior model decide. Its own settings are left alone.
+        dataset: What to fit on.
+        selections: Settings to compare; the deterministic choice of each.
+        config: Settings of the estimate.
+        train: Discount, reward scale, shift and terminal reward that define the return, and the
+            split; None for those that the checkpoint was trained with.
+        progress: Called with what is being done, how much of it is, and of how much.
+
+    Returns:
+        One estimate per selection, in the same order.
+
+    Raises:
+        ConfigError: No selection, or no training settings here nor in the checkpoint.
+        TrainingError: The dataset is not one that the policy can act on, or the fit diverged.
+    """
+    config = config or FittedQConfig()
+    train = train or _settings(policy)
+    if not selections:
+        raise ConfigError("`selections` must hold one SelectionConfig at least, got none.")
+    sizes = (dataset.transitions.observations.shape[-1], dataset.transitions.actions.shape[-1])
+    network = policy.config.network
+    if sizes != (network.observation_size, network.action_size):
+        raise TrainingError(
+            f"{dataset.id} has observations and actions of lengths {sizes}, the policy was made "
+            f"for {(network.observation_size, network.action_size)}. Give a dataset of its task."
+        )
+    tell = progress or (lambda what, done, total: None)
+    training, held_out = dataset.split(1 - max(train.holdout, 1e-9), train.seed)
+    data = _some_episodes(training.transitions, config)
+    starts = _start_rows(held_out.transitions)
+    whole = torch.cat((data.observations, starts))
+
+    actions = chosen_actions(
+        policy, whole, selections, lambda done: tell("deciding", done, len(whole))
+    )
+    at_rows, at_starts = torch.split(actions, [len(data.observations), len(starts)], 1)
+    batches = _Batches(policy, data, at_rows, train)
+    learner = _learner(policy, batches, data, len(selections), config, train)
+    sampler = Sampler(len(data), config.batch_size, config.seed, PHASE)
+    normalized = policy.normalizer.apply(starts.to(policy.device))
+    late: Tensor | None = None
+    while learner.step < learner.updates:
+        learner.update(batches(sampler(learner.step).to(policy.device)))
+        if late is None and learner.step >= LATE * learner.updates:
+            late = _at_starts(learner, normalized, at_starts)
+        tell("fitting", learner.step, learner.updates)
+    found = _at_starts(learner, normalized, at_starts)
+    if not bool(torch.isfinite(found).all()):
+        raise TrainingError(
+            "The fitted values became NaN or infinite. Lower the learning rate, and look for "
+            "extreme values in the data with `gem-policy doctor`."
+        )
+    before = found if late is None else late
+    return [
+        Estimate(
+            selection,
+            found[i].mean(0).double().cpu().numpy(),
+            float(found[i].mean(-1).std(correction=0)),
+            float((found[i].mean() - before[i].mean()).abs()),
+        )
+        for i, selection in enumerate(selections)
+    ]
+
+
+@torch.no_grad()
+def chosen_actions(
+    policy: GEMPolicy,
+    observations: Float[Tensor, "rows obs"],
+    selections: Sequence[SelectionConfig],
+    progress: Callable[[int], None] | None = None,
+) -> Float[Tensor, "selections rows action"]:
+    """What `decide` would take with each of the settings, in normalized units.
+
+    Candidates are made and valued once, for the largest budget: a smaller one is their beginning.
+
+    Args:
+        policy: Its own settings are left alone.
+        observations: In environment units.
+        selections: Settings that may differ in everything but how candidates are drawn.
+        progress: Called with the number of observations done.
+
+    Raises:
+        ConfigError: `proposal_scale` or `all_modes` differ: the candidates would not be the same.
+    """
+    ways = {(s.proposal_scale, s.all_modes) for s in selections}
+    if len(ways) != 1:
+        raise ConfigError(
+            f"`selections` must draw candidates in one way, got (proposal_scale, all_modes) in "
+            f"{sorted(ways)}. Estimate them one after the other."
+        )
+    own, most = policy.selection, max(s.candidates for s in selections)
+    size = policy.config.network.action_size
+    out = torch.empty(len(selections), len(observations), size, device=policy.device)
+    first = 0
+    try:
+        policy.selection = selections[0]
+        for rows in torch.split(observations, ROWS):
+            normalized = policy.normalizer.apply(rows.to(policy.device, torch.float32))
+            whole = policy.candidates(normalized, most)
+            for i, selection in enumerate(selections):
+                some = CandidateSet(
+                    whole.actions[:, : selection.candidates],
+                    whole.component[:, : selection.candidates],
+                    whole.q[..., : selection.candidates],
+                    whole.log_behavior[:, : selection.candidates],
+                )
+                index = select(usable_scores(some, rule_of(selection)(some)))
+                place = torch.arange(len(rows), device=policy.device)
+                out[i, first : first + len(rows)] = whole.actions[place, index]
+            first += len(rows)
+            if progress is not None:
+                progress(first)
+    finally:
+        policy.selection = own
+    return out
+
+
+def _settings(policy: GEMPolicy) -> TrainConfig:
+    """The training settings that a checkpoint holds."""
+    train = policy.provenance.get("train")
+    if not train:
+        raise ConfigError(
+            "The checkpoint does not say how it was trained, so there is no return to estimate. "
+            "Give `train`, a TrainConfig with its discount and its scale of the rewards."
+        )
+    return from_mapping(TrainConfig, dict(train), "train")
+
+
+def _some_episodes(data: Transitions, config: FittedQConfig) -> Transitions:
+    """Whole episodes in random order, as many as the wanted number of steps holds."""
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(data.episodes))
+    steps = torch.cumsum(data.lengths.cpu()[order], 0)
+    count = max(int((steps <= config.transitions).sum()), 1)
+    return data.select(order[:count])
+
+
+def _start_rows(data: Transitions) -> Float[Tensor, "episodes obs"]:
+    """The first observation of every episode."""
+    steps = torch.cumsum(data.lengths, 0) - data.lengths
+    return data.observations[steps + torch.arange(data.episodes, device=steps.device)]
+
+
+class _Batches:
+    """The transitions on the policy's device, gathered by number."""
+
+    def __init__(
+        self,
+        policy: GEMPolicy,
+        data: Transitions,
+        next_actions: Float[Tensor, "selections rows action"],
+        train: TrainConfig,
+    ) -> None:
+        device = policy.device
+        ends = data.terminated.clone()
+        if train.terminal_reward is not None:
+            ends |= data.rewards >= train.terminal_reward
+        self.rows = policy.normalizer.apply(data.observations.to(device))
+        self.index = (torch.arange(len(data)) + data.episode).to(device)
+        self.actions = policy.scaler.apply(data.actions.to(device))
+        self.rewards = (data.rewards * train.reward_scale + train.reward_shift).to(device)
+        self.continues = (~ends).float().to(device)
+        self.next_actions = next_actions
+
+    def __call__(self, chosen: Tensor) -> FollowedBatch:
+        """The transitions with the given numbers."""
+        row = self.index[chosen]
+        return FollowedBatch(
+            self.rows[row],
+            self.actions[chosen],
+            self.rewards[chosen],
+            self.continues[chosen],
+            self.rows[row + 1],
+            self.next_actions[:, row + 1],
+        )
+
+
+def _learner(
+    policy: GEMPolicy,
+    batches: _Batches,
+    data: Transitions,
+    selections: int,
+    config: FittedQConfig,
+    train: TrainConfig,
+) -> FittedQLearner:
+    """Critics of all selections, equal at first, in units of the data's own returns."""
+    network = policy.config.network
+    sizes = (network.observation_size, network.action_size, config.hidden)
+    generator = torch.Generator().manual_seed(config.seed)
+    one = CriticEnsemble(config.members, *sizes, True, generator)
+    critics = CriticEnsemble(config.members * selections, *sizes, True)
+    weights = {name: w.repeat(selections, 1, 1) for name, w in one.state_dict().items()}
+    critics.load_state_dict(weights)
+    own = _returns_to_go(
+        batches.rewards.cpu().numpy(),
+        batches.continues.cpu().numpy(),
+        data.episode.cpu().numpy(),
+        train.discount,
+    )
+    horizon = 1 / (1 - train.discount) if train.discount < 1 else float("inf")
+    low, high = float(batches.rewards.min()), float(batches.rewards.max())
+    bounds = (min(low, low * horizon if low else 0.0), max(high, high * horizon if high else 0.0))
+    return FittedQLearner(
+        critics.to(policy.device),
+        selections,
+        config,
+        train.discount,
+        float(own.mean()),
+        max(float(own.std()), 1e-6),
+        bounds,
+    )
+
+
+def _returns_to_go(
+    rewards: NDArray[Any], continues: NDArray[Any], episode: NDArray[Any], discount: float
+) -> NDArray[np.float64]:
+    """The data's own discounted return from every step; 0 is taken for what was cut off."""
+    out = np.zeros(len(rewards))
+    for t in reversed(range(len(rewards))):
+        out[t] = rewards[t]
+        if t + 1 < len(rewards) and episode[t + 1] == episode[t]:
+            out[t] += discount * continues[t] * out[t + 1]
+    return out
+
+
+@torch.no_grad()
+def _at_starts(
+    learner: FittedQLearner,
+    observations: Float[Tensor, "starts obs"],
+    actions: Float[Tensor, "selections starts action"],
+) -> Float[Tensor, "selections members starts"]:
+    """Values of every selection's own action, by each of its members."""
+    found = learner.value(observations, actions)
+    return found.reshape(len(actions), -1, found.shape[-1])
+
+
+def grid(
+    own: SelectionConfig,
+    candidates: Sequence[int],
+    kappas: Sequence[float],
+    support_weights: Sequence[float],
+) -> list[SelectionConfig]:
+    """Every combination of settings; an empty list stands for the policy's own.
+
+    One candidate is the actor's mode whatever kappa and lambda are: it is there once.
+    """
+    out: list[SelectionConfig] = []
+    for kappa in kappas or [own.kappa]:
+        for weight in support_weights or [own.support_weight]:
+            for count in candidates or [own.candidates]:
+                made = replace(own, candidates=count, kappa=kappa, support_weight=weight)
+                if count > 1 or not any(s.candidates == 1 for s in out):
+                    out.append(made)
+    return out
