@@ -166,7 +166,7 @@ def random_dataset(observations: int, actions: int, episodes: int = 100) -> MDPD
     return mdp_dataset(
         {
             "observations": rows,
-            "next_observations": rows,
+            "next_observations": np.roll(rows, -1, axis=0),
             "actions": rng.uniform(-1, 1, (steps, actions)).astype(np.float32),
             "rewards": rng.normal(size=steps).astype(np.float32),
             "terminated": np.zeros(steps, bool),
@@ -188,16 +188,18 @@ def measure_speed(options: argparse.Namespace) -> None:
             torch.set_num_threads(threads)
             row: dict[str, Any] = {"observations": observations, "actions": actions}
             row |= {"threads": threads, "batch_size": config.batch_size}
-            for name in ("warm", "updates_per_second", "updates_per_second_without_sampling"):
+            for name in ("warm", "", "_without_sampling"):
                 count = 20 if name == "warm" else options.measured
                 batch = dataset.sample_transition_batch(config.batch_size)
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 for _ in range(count):
-                    if not name.endswith("sampling"):
+                    if name != "_without_sampling":
                         batch = dataset.sample_transition_batch(config.batch_size)
                     algorithm.update(batch)
+                elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
                 if name != "warm":
-                    row[name] = count / (time.perf_counter() - start)
+                    row[f"updates_per_second{name}"] = count / elapsed
+                    row[f"updates_per_cpu_second{name}"] = count / cpu
             rows.append(row)
             print(row, flush=True)
     document = {
