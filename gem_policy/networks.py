@@ -109,11 +109,12 @@ class Ensemble(nn.Module):
         self.biases = nn.ParameterList(_uniform((members, 1, o), i, generator) for i, o in pairs)
 
     def after_first(self, x: Float[Tensor, "members rows hidden"]) -> Float[Tensor, "members rows"]:
-        """Everything after the first linear map, whose output ``x`` is."""
+        """Everything after the first linear map, whose output ``x`` is; it may be overwritten."""
         for layer in range(1, len(self.weights)):
             if self.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:])
-            x = torch.baddbmm(self.biases[layer], F.relu(x), self.weights[layer])
+            # In place: neither LayerNorm nor the product before needs its output to go backward.
+            x = torch.baddbmm(self.biases[layer], F.relu_(x), self.weights[layer])
         return x.squeeze(-1)
 
 

@@ -78,20 +78,21 @@ class Replay:
 
     def batch(self, chosen: Int[Tensor, " batch"]) -> Batch:
         """The transitions with the given numbers."""
-        row = self.index[chosen]
+        take = torch.index_select  # what `x[chosen]` does, at half its cost per call
+        row = take(self.index, 0, chosen)
         return Batch(
-            self.rows[row],
-            self.actions[chosen],
-            self.rewards[chosen],
-            self.rows[row + 1],
-            self.continues[chosen],
+            take(self.rows, 0, row),
+            take(self.actions, 0, chosen),
+            take(self.rewards, 0, chosen),
+            take(self.rows, 0, row + 1),
+            take(self.continues, 0, chosen),
             Ahead(
-                self.ahead_returns[chosen],
-                self.ahead_discounts[chosen],
-                self.rows[self.ahead_rows[chosen]],
+                take(self.ahead_returns, 0, chosen),
+                take(self.ahead_discounts, 0, chosen),
+                take(self.rows, 0, take(self.ahead_rows, 0, chosen)),
             ),
-            self.advantages[chosen],
-            self.weights[chosen],
+            take(self.advantages, 0, chosen),
+            take(self.weights, 0, chosen),
         )
 
 
