@@ -63,6 +63,7 @@ CHOOSERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     (f"GEM, λ = {ADVISED:g}", "oC0", "gem", {"candidates": DEPLOYED, "support_weight": ADVISED}),
     ("K = 1, its mean", "xC3", "single", {"candidates": 1}),
 )
+SHOWN = 2  # the training whose share at the best mode lies between those of the other two
 SHADES = {"cmap": "Greens", "vmin": 0, "vmax": 1.3, "rasterized": True}
 
 
@@ -164,11 +165,11 @@ def picture(runs: Path, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    draw_line(*panels[:2], *loaded(runs / "1d-0"))
-    draw_plane(panels[2], *loaded(runs / "2d-0"))
-    for axes in panels:
-        axes.legend(fontsize=7, loc="lower left", framealpha=0.8)
-    figure.savefig(path, dpi=80)
+    draw_line(*panels[:2], *loaded(runs / f"1d-{SHOWN}"))
+    draw_plane(panels[2], *loaded(runs / f"2d-{SHOWN}"))
+    panels[1].legend(fontsize=7, loc="lower left")
+    panels[2].legend(fontsize=7, loc="upper left", markerscale=0.6)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 
@@ -182,12 +183,12 @@ def draw_line(left: Any, middle: Any, gem: GEMPolicy, single: GEMPolicy) -> None
         axes.pcolormesh(x[:, 0], y, worth, **SHADES)
         axes.set(xlabel="context", ylabel="action", ylim=(-1, 1))
     contexts, actions, _ = bandit.data(1500, np.random.default_rng(1))
-    left.plot(contexts, actions, ".", color="black", markersize=1.5, label="data")
+    left.plot(contexts, actions, ".", color="black", markersize=1.5)
     left.set_title("1 dimension: reward (green) and data")
     at = x[::4]
     for label, style, policy, selection in CHOOSERS:
         chosen = choices(gem if policy == "gem" else single, at, **selection)
-        middle.plot(at, chosen, style, markersize=4, label=label)
+        middle.plot(at, chosen, style, markersize=5, markerfacecolor="none", label=label)
     middle.set_title("1 dimension: what is chosen")
 
 
@@ -206,7 +207,9 @@ def draw_plane(axes: Any, gem: GEMPolicy, single: GEMPolicy) -> None:
     axes.plot(*proposed.numpy().T, ".", color="C4", markersize=4, label="GEM's candidates")
     for label, style, policy, selection in CHOOSERS:
         chosen = choices(gem if policy == "gem" else single, context, **selection)[0]
-        axes.plot(*chosen, style, markersize=9, markeredgewidth=2, label=label)
+        axes.plot(
+            *chosen, style, markersize=10, markeredgewidth=2, markerfacecolor="none", label=label
+        )
     axes.set(xlabel="action 1", ylabel="action 2", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
     axes.set_title("2 dimensions: one context")
 
@@ -214,7 +217,7 @@ def draw_plane(axes: Any, gem: GEMPolicy, single: GEMPolicy) -> None:
 def main() -> None:
     """Train, measure, print, write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS)
+    parser.add_argument("--dimensions", type=int, nargs="*", default=DIMENSIONS)
     parser.add_argument("--json", type=Path, help="keeps what it has of other dimensions")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--runs", type=Path)

@@ -52,9 +52,9 @@ def test_in_a_plane_the_rare_best_mode_is_found_where_one_gaussian_averages(
         batch_size=128,
         discount=0.0,
         critic_lr=3e-3,
-        policy_lr=5e-3,
+        policy_lr=1e-2,
     )
-    sizes = {"actor_hidden": (32,), "behavior_hidden": (32,), "critic_hidden": (32, 32)}
+    sizes = {"actor_hidden": (64,), "behavior_hidden": (64,), "critic_hidden": (32, 32)}
     contexts = PLANE.contexts(400, np.random.default_rng(1))
     rows = torch.from_numpy(contexts)
     place = {}
