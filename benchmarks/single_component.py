@@ -9,20 +9,12 @@ is taken from it: data, split, critics, weights of the transitions, updates, see
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import torch
+from actor_phase import FinishedRun
 
 from gem_policy import checkpoint as files
-from gem_policy.config import from_mapping
-from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import load
-from gem_policy.training.learners import ActorLearner, CriticLearner
-from gem_policy.training.preparation import prepare
-from gem_policy.training.replay import Sampler
-from gem_policy.training.state import read_state
-from gem_policy.training.trainer import PHASES, weigh
 
 
 def main() -> None:
@@ -32,31 +24,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-
-    finished = files.load(options.run)
-    state = read_state(options.run)
-    config = from_mapping(TrainConfig, finished.provenance["train"], "train")
-    device = torch.device("cpu")
-    prepared = prepare(load(finished.provenance["dataset_id"]), config, device)
-    generator = torch.Generator().manual_seed(0)
-    critic = CriticLearner(finished.config.network, config, generator, device)
-    critic.restore(state.own("critic"), config.critic_updates)
-    replay = weigh(prepared.training, critic, config)
-
-    network = dataclasses.replace(finished.config.network, actor_components=1)
-    number = list(PHASES).index("actor")
-    generator = torch.Generator().manual_seed((config.seed << 8) ^ number)
-    actor = ActorLearner(network, config, generator, device)
-    sampler = Sampler(len(replay), config.batch_size, config.seed, number)
-    while actor.step < actor.updates:
-        metrics = actor.update(replay.batch(sampler(actor.step)))
-        if actor.step % 1000 == 0:
-            print(actor.step, f"log_prob {float(metrics['actor/log_prob']):.3f}", flush=True)
-
-    tensors = {k: v for k, v in finished.tensors.items() if not k.startswith("actor.")}
-    tensors |= {f"actor.{k}": v.detach() for k, v in actor.model.state_dict().items()}
-    changed = dataclasses.replace(finished.config, network=network)
-    files.save(files.Checkpoint(changed, tensors, finished.provenance), options.out)
+    run = FinishedRun(options.run)
+    replay = run.weighed(run.prepared.training, run.config)
+    actor = run.train(replay, run.config, actor_components=1)
+    files.save(run.with_actor(actor, actor_components=1), options.out)
     print(f"Wrote {options.out}")
 
 

@@ -1,0 +1,73 @@
+"""A problem with a known answer: GEM finds the rare best mode where one Gaussian averages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from bandits import PROBLEMS
+
+from gem_policy.policy import GEMPolicy
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.trainer import fit
+
+PLANE = PROBLEMS[2]
+
+
+def test_the_problem_is_what_its_description_says() -> None:
+    for size, bandit in PROBLEMS.items():
+        contexts, actions, rewards = bandit.data(4000, np.random.default_rng(0))
+        modes = bandit.modes(contexts)
+        for number, height in enumerate(bandit.heights):
+            np.testing.assert_allclose(
+                bandit.rewards(contexts, modes[:, number]), height, rtol=0.01
+            )
+            assert (bandit.places(contexts, modes[:, number]) == number).all()
+        shares = np.bincount(bandit.places(contexts, actions) + 1, minlength=4) / len(contexts)
+        np.testing.assert_allclose(shares[1:] / shares[1:].sum(), bandit.shares, atol=0.03)
+        assert np.abs(rewards - bandit.rewards(contexts, actions)).std() > 0
+        for averaged in (modes.mean(1), modes[:, :2].mean(1), modes[:, 1:].mean(1)):
+            assert (bandit.places(contexts, averaged) == -1).all()
+            assert bandit.rewards(contexts, averaged).max() < 0.2
+        # A slow oracle for one row.
+        distances = [float(np.sum((actions[0] - m) ** 2)) for m in modes[0]]
+        worth = [
+            h * np.exp(-d / size / bandit.width**2)
+            for h, d in zip(bandit.heights, distances, strict=True)
+        ]
+        assert np.isclose(bandit.rewards(contexts, actions)[0], max(worth))
+
+
+def test_in_a_plane_the_rare_best_mode_is_found_where_one_gaussian_averages(
+    tmp_path: Path,
+) -> None:
+    dataset = PLANE.dataset("test/plane-v0", episodes=40, seed=0)
+    config = TrainConfig(
+        behavior_updates=250,
+        value_updates=150,
+        critic_updates=500,
+        actor_updates=250,
+        batch_size=128,
+        discount=0.0,
+        critic_lr=3e-3,
+        policy_lr=1e-2,
+    )
+    sizes = {"actor_hidden": (64,), "behavior_hidden": (64,), "critic_hidden": (32, 32)}
+    contexts = PLANE.contexts(400, np.random.default_rng(1))
+    rows = torch.from_numpy(contexts)
+    place = {}
+    for name, components, settings in (
+        ("gem", 5, {"candidates": 64, "support_weight": 0.5}),
+        ("single", 1, {"candidates": 1}),
+    ):
+        network = {**sizes, "actor_components": components, "critics": 3}
+        if name == "single":  # its own mean is asked for, no behavior model
+            config = replace(config, behavior_updates=1)
+        fit(dataset, tmp_path / name, config, network=network)
+        policy = GEMPolicy.load(tmp_path / name, device="cpu", **settings)
+        place[name] = PLANE.places(contexts, policy.decide(rows).action.numpy())
+    assert (place["gem"] >= 0).mean() >= 0.99
+    assert (place["gem"] == 2).mean() >= 0.95
+    assert (place["single"] >= 0).mean() < 0.2
