@@ -95,7 +95,7 @@ def test_each_seed_is_the_run_that_it_is_alone(
         config = replace(config, behavior_updates=2, critic_updates=3, actor_updates=3)
         config = replace(config, weight_decay=0.5, return_normalization=True, critic_steps=2)
     told: list[Progress] = []
-    run(dataset, tmp_path, config, progress=told.append)
+    run(dataset, tmp_path, config, progress=told.append, save_seconds=60.0)
     for seed in SEEDS:
         alone: list[Progress] = []
         own = replace(config, seed=seed)
@@ -196,13 +196,13 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
 ) -> None:
     whole = run(dataset, tmp_path / "whole")
     assert len(set(whole)) == 3
-    for update in (2, 12, 24):
+    for update in (12, 30):  # among the values, and when all that depends on them is made again
         out = tmp_path / str(update)
         with pytest.raises(Stop):
             run(dataset, out, progress=stop_at(update))
         seen: list[Progress] = []
         assert run(dataset, out, progress=seen.append) == whole
-        assert (seen[0].done > 1) == (update > 3), "it began again"
+        assert 1 < seen[0].done <= update, "it began again"
     seen = []
     assert run(dataset, tmp_path / "whole", progress=seen.append) == whole
     assert seen == [], "a finished run is not trained again"
