@@ -15,13 +15,14 @@ import torch
 from gem_policy import checkpoint as files
 from gem_policy.config import from_mapping
 from gem_policy.networks import MixturePolicy
+from gem_policy.training.advantages import weigh
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.learners import ActorLearner, CriticLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
 from gem_policy.training.state import read_state
-from gem_policy.training.trainer import PHASES, weigh
+from gem_policy.training.trainer import PHASES
 
 NUMBER = list(PHASES).index("actor")
 CPU = torch.device("cpu")

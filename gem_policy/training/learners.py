@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -318,3 +318,13 @@ def _usage(name: str, usage: Float[Tensor, " components"]) -> Metrics:
     entropy = -(usage * usage.clamp(min=1e-12).log()).sum()
     shares = {f"{name}/usage_{k}": usage[k] for k in range(usage.shape[0])}
     return {f"{name}/effective_components": entropy.exp(), **shares}
+
+
+L = TypeVar("L", bound=Learner)
+
+
+def expect(learner: Learner, kind: type[L]) -> L:
+    """A learner as what it is."""
+    if not isinstance(learner, kind):
+        raise TypeError(f"Expected a {kind.__name__}, got {type(learner)}.")
+    return learner

@@ -7,39 +7,29 @@ order at most, as they are on another machine.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
+from gem_policy.training.advantages import judge, weigh
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
-from gem_policy.training.learners import CriticLearner, Learner, ValueLearner
+from gem_policy.training.export import finish
+from gem_policy.training.learners import CriticLearner, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
-from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
-from gem_policy.training.trainer import (
-    PHASES,
-    Progress,
-    finish,
-    identity,
-    judge,
-    network_for,
-    start_learner,
-    weigh,
-)
-
-L = TypeVar("L", bound=Learner)
+from gem_policy.training.state import STATE_FILE, load_state, save_learners, stop_if_broken
+from gem_policy.training.trainer import PHASES, Progress, identity, network_for, start_learner
 
 
 def fit_seeds(
@@ -191,8 +181,7 @@ def _run_phase(
         reading: dict[str, float] = {}
         if learner.step % log_every == 0 or learner.step == learner.updates:
             reading = learner.read(metrics)
-            broken = [key for key, value in reading.items() if not math.isfinite(value)]
-            _stop_if_broken(broken, name, learner.step, out)
+            stop_if_broken(reading, name, learner.step, out)
             for seed in learner.seeds:
                 own = metrics_of(seed, reading)
                 kept = f"{out / STATE_FILE} (seed {seed} diverged, all have stopped)"
@@ -202,38 +191,11 @@ def _run_phase(
             progress(Progress(name, learner.step, learner.updates, done, total, reading))
         # Only right after a healthy reading, so that the state on disk is always a good one.
         if reading and time.monotonic() - last_save >= save_seconds:
-            _save(run, name, learners, out)
+            save_learners(run, name, learners, out)
             last_save = time.monotonic()
     # A phase that was finished before says nothing new: the state on disk is further on.
     if learner.step > start:
-        _save(run, name, learners, out)
-
-
-def _save(
-    run: Mapping[str, Any], phase: str, learners: Mapping[str, StackedLearner], out: Path
-) -> None:
-    """Save the run as it stands, all seeds in one file, if it is sound."""
-    tensors = {
-        f"{name}/{key}": value
-        for name, learner in learners.items()
-        for key, value in learner.tensors().items()
-    }
-    step = learners[phase].step
-    # The losses are those before the last step; what it did to the weights shows in them alone.
-    broken = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    _stop_if_broken(broken, phase, step, out)
-    save_state(TrainState(run, phase, step, tensors), out)
-
-
-def _stop_if_broken(broken: Sequence[str], phase: str, step: int, out: Path) -> None:
-    """Raise if there is a metric or a weight in the list; their names say whose they are."""
-    if broken:
-        raise TrainingError(
-            f"{list(broken[:8])} became NaN or infinite by update {step} of the {phase} phase, and "
-            f"all seeds stopped. Their last good state is in {out / STATE_FILE}. Train without "
-            "this seed, lower the learning rate or the reward scale, or look for extreme values in "
-            "the data with `gem-policy doctor`."
-        )
+        save_learners(run, name, learners, out)
 
 
 def judge_all(
@@ -244,7 +206,7 @@ def judge_all(
 ) -> SharedReplay:
     """`judge` of each seed by its own finished values, one at a time to save memory."""
     parts = [
-        judge(_own(dataset, config, shared), _as(own, ValueLearner), config).advantages
+        judge(_own(dataset, config, shared), expect(own, ValueLearner), config).advantages
         for own, config in zip(value.learners, configs, strict=True)
     ]
     return replace(shared, advantages=torch.cat(parts))
@@ -258,7 +220,7 @@ def weigh_all(
 ) -> SharedReplay:
     """`weigh` of each seed by its own finished critics; the advantages are not needed any more."""
     parts = [
-        weigh(_own(dataset, config, shared), _as(own, CriticLearner), config).weights
+        weigh(_own(dataset, config, shared), expect(own, CriticLearner), config).weights
         for own, config in zip(critic.learners, configs, strict=True)
     ]
     none = torch.empty(len(shared.numbers), 0, device=shared.numbers.device)
@@ -268,10 +230,3 @@ def weigh_all(
 def _own(dataset: Dataset, config: TrainConfig, shared: SharedReplay) -> Replay:
     """The replay that a run with these settings has."""
     return prepare(dataset, config, shared.numbers.device).training
-
-
-def _as(learner: Learner, kind: type[L]) -> L:
-    """A learner as what it is."""
-    if not isinstance(learner, kind):
-        raise TypeError(f"Expected a {kind.__name__}, got {type(learner)}.")
-    return learner

@@ -6,11 +6,13 @@ Apart from the deployed model, so that what resumes a run can change without bre
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -42,6 +44,58 @@ class TrainState:
         """The tensors of one phase, under the names that its learner knows them by."""
         prefix = f"{phase}/"
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    """What a phase trains, one seed or several."""
+
+    step: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training on needs."""
+
+
+def save_learners(
+    run: Mapping[str, Any],
+    phase: str,
+    learners: Mapping[str, Saveable],
+    folder: Path,
+    more: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Save a run in its ``phase``: finished learners, the one at work and ``more``, if all sound.
+
+    Raises:
+        TrainingError: A weight is NaN or infinite; the state before it is untouched. The losses
+            are those before the last step: what it did to the weights shows in them alone.
+        CheckpointError: The file cannot be written; the state before it is untouched.
+    """
+    tensors = {
+        f"{name}/{key}": value
+        for name, learner in learners.items()
+        for key, value in learner.tensors().items()
+    } | dict(more or {})
+    step = learners[phase].step
+    broken = {k: math.nan for k, v in tensors.items() if not bool(torch.isfinite(v).all())}
+    stop_if_broken(broken, phase, step, folder)
+    save_state(TrainState(run, phase, step, tensors), folder)
+
+
+def stop_if_broken(numbers: Mapping[str, float], phase: str, step: int, folder: Path) -> None:
+    """Raise if one of the numbers is NaN or infinite.
+
+    Raises:
+        TrainingError: Some are. It names the first eight, whose names tell the seed where there
+            are several.
+    """
+    broken = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(
+            f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. The last "
+            f"good state is in {folder / STATE_FILE}. Lower the learning rate or the reward scale, "
+            "look for extreme values in the data with `gem-policy doctor`, or leave out the seed "
+            "that is named, if one is."
+        )
 
 
 def save_state(state: TrainState, folder: Path) -> None:

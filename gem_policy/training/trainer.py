@@ -11,41 +11,43 @@ bit for bit the run that was not.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from gem_policy import checkpoint as files
-from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
+from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
-from gem_policy.errors import TrainingError
-from gem_policy.scoring import lower_bound
 from gem_policy.spaces import observation_size
+from gem_policy.training.advantages import judge_both, weigh_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
+from gem_policy.training.export import export, finish, provenance_of
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
     CriticLearner,
     Learner,
     ValueLearner,
+    expect,
 )
 from gem_policy.training.life_signs import component_usage, warn_of_dead_components
-from gem_policy.training.losses import advantage_weights
 from gem_policy.training.preparation import Prepared, prepare
-from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Batch, Replay, Sampler, look_ahead
-from gem_policy.training.spread import critic_spread, warn_of_small_spread
-from gem_policy.training.state import STATE_FILE, TrainState, load_state, save_state
+from gem_policy.training.replay import Batch, Replay, Sampler
+from gem_policy.training.spread import critic_spread
+from gem_policy.training.state import (
+    STATE_FILE,
+    TrainState,
+    load_state,
+    save_learners,
+    stop_if_broken,
+)
 from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced, held_out_metrics
 
 PHASES: dict[str, type[Learner]] = {
@@ -55,9 +57,7 @@ PHASES: dict[str, type[Learner]] = {
     "actor": ActorLearner,
 }
 Evaluate = Callable[[Checkpoint], Mapping[str, float]]
-L = TypeVar("L", bound=Learner)
 USAGE_ROWS = 8192  # transitions that decide whether a component is dead
-ROWS = 8192  # transitions evaluated at once outside of the updates
 
 
 @dataclass(frozen=True)
@@ -154,31 +154,6 @@ def fit(
     return path
 
 
-def provenance_of(dataset: Dataset, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
-    """What is known of a policy before it is trained."""
-    rewards = {"factor": prepared.reward_factor, "shift": config.reward_shift}
-    return {**describe(dataset, config), "rewards": rewards}
-
-
-def finish(
-    dataset: Dataset,
-    prepared: Prepared,
-    learners: Mapping[str, Learner],
-    net: NetworkConfig,
-    selection: SelectionConfig,
-    config: TrainConfig,
-) -> Checkpoint:
-    """The checkpoint of finished learners; warns if the critics agree too well off the data."""
-    spread = critic_spread(
-        _finished(learners, "critic", CriticLearner).critics,
-        evenly_spaced(prepared.held_out, HELD_OUT_ROWS),
-        config.seed,
-    )
-    warn_of_small_spread(spread)
-    provenance = {**provenance_of(dataset, prepared, config), "critic_spread": spread}
-    return export(dataset, prepared, learners, net, selection, provenance)
-
-
 def network_for(dataset: Dataset, changes: Mapping[str, Any] | None) -> NetworkConfig:
     """The networks that fit a dataset's spaces, with changes to the defaults."""
     sizes = {
@@ -245,10 +220,10 @@ def _train(
             done = saved.step if name == saved.phase else learner.updates
             learner.restore(saved.own(name), done)
         if isinstance(learner, CriticLearner):
-            value = _finished(learners, "value", ValueLearner)
+            value = expect(learners["value"], ValueLearner)
             training, held_out = judge_both(training, held_out, value, config)
         elif isinstance(learner, ActorLearner):
-            critic = _finished(learners, "critic", CriticLearner)
+            critic = expect(learners["critic"], CriticLearner)
             training, held_out = weigh_both(training, held_out, critic, config)
         best = None
         if config.patience and isinstance(learner, BehaviorLearner | ActorLearner):
@@ -257,14 +232,6 @@ def _train(
                 best.restore(saved.own(f"best/{name}"))
         _run_phase(number, learners, training, held_out, config, told, best)
     return learners
-
-
-def _finished(learners: Mapping[str, Learner], name: str, kind: type[L]) -> L:
-    """A learner of an earlier phase, as what it is."""
-    learner = learners[name]
-    if not isinstance(learner, kind):
-        raise TypeError(f"The {name} phase must be a {kind.__name__}, got {type(learner)}.")
-    return learner
 
 
 def _run_phase(
@@ -293,7 +260,7 @@ def _run_phase(
         last, plays = learner.step == learner.updates, told.plays(learner)
         if learner.step % told.log_every == 0 or last or plays:
             reading = {key: float(value) for key, value in metrics.items()}
-            _stop_if_broken(reading, name, learner.step, told.out)
+            stop_if_broken(reading, name, learner.step, told.out)
             stop_if_diverged(reading, bound, name, learner.step, str(told.out / STATE_FILE))
             reading |= held_out_metrics(name, learner, unseen)
             if isinstance(learner, CriticLearner) and last:
@@ -304,11 +271,13 @@ def _run_phase(
         told.progress(Progress(name, learner.step, learner.updates, done, total, reading))
         # Only right after a healthy reading, so that the state on disk is always a good one.
         if reading and time.monotonic() - last_save >= told.save_seconds:
-            _save(told.run, name, learners, told.out, best)
+            kept = {} if best is None else best.tensors()
+            more = {f"best/{name}/{key}": value for key, value in kept.items()}
+            save_learners(told.run, name, learners, told.out, more)
             last_save = time.monotonic()
     # A phase that was finished before says nothing new: the state on disk is further on.
     if learner.step > start:
-        _save(told.run, name, learners, told.out)
+        save_learners(told.run, name, learners, told.out)
         if isinstance(learner, BehaviorLearner | ActorLearner):
             seen = evenly_spaced(training, USAGE_ROWS)
             warn_of_dead_components(name, component_usage(learner.model, seen))
@@ -330,161 +299,3 @@ def _validate(
     if last or best.stale >= config.patience:
         best.put_back()
         learner.step = learner.updates  # whatever is saved from here on is a finished phase
-
-
-def _save(
-    run: Mapping[str, Any],
-    phase: str,
-    learners: Mapping[str, Learner],
-    out: Path,
-    best: BestWeights | None = None,
-) -> None:
-    """Save the run as it stands, finished learners and the one at work, if it is sound."""
-    tensors = {
-        f"{name}/{key}": value
-        for name, learner in learners.items()
-        for key, value in learner.tensors().items()
-    }
-    if best is not None:
-        tensors |= {f"best/{phase}/{key}": value for key, value in best.tensors().items()}
-    step = learners[phase].step
-    # The losses are those before the last step; what it did to the weights shows in them alone.
-    broken = {k: math.nan for k, v in tensors.items() if not bool(torch.isfinite(v).all())}
-    _stop_if_broken(broken, phase, step, out)
-    save_state(TrainState(run, phase, step, tensors), out)
-
-
-def _stop_if_broken(reading: Mapping[str, float], phase: str, step: int, out: Path) -> None:
-    """Raise if one of the numbers is NaN or infinite."""
-    broken = [key for key, value in reading.items() if not abs(value) < float("inf")]
-    if broken:
-        raise TrainingError(
-            f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. The last "
-            f"good state is in {out / STATE_FILE}. Lower the learning rate or the reward scale, "
-            "or look for extreme values in the data with `gem-policy doctor`."
-        )
-
-
-def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
-    """The same transitions with the critics' targets, by the finished values.
-
-    ``[R + gamma^n V_e(s_n) - V_e(s)] / sigma``: R the discounted rewards of the next n =
-    ``critic_steps`` steps, sigma the standard deviation over the dataset of the members' mean.
-    Advantages of any task have the same scale, for the weights' temperature and for lambda alike
-    (our choice).
-    """
-    advantages = advantages_of(replay, value, config)
-    return replace(replay, advantages=advantages / _scale(advantages))
-
-
-def judge_both(
-    training: Replay, held_out: Replay, value: ValueLearner, config: TrainConfig
-) -> tuple[Replay, Replay]:
-    """`judge` the training transitions, and the others in the same unit."""
-    own, other = (advantages_of(part, value, config) for part in (training, held_out))
-    unit = _scale(own)
-    return replace(training, advantages=own / unit), replace(held_out, advantages=other / unit)
-
-
-@torch.no_grad()
-def advantages_of(
-    replay: Replay, value: ValueLearner, config: TrainConfig
-) -> Float[Tensor, "transitions members"]:
-    """Each member's n-step advantage of every transition, in units of scaled reward."""
-    values = torch.cat([value.values(rows) for rows in torch.split(replay.rows, ROWS)], -1)
-    episode = replay.index - torch.arange(len(replay), device=replay.index.device)
-    returns, discounts, taken = look_ahead(
-        replay.rewards, replay.continues, episode, config.critic_steps, config.discount
-    )
-    after = discounts * values[:, replay.index + taken]
-    return (returns + after - values[:, replay.index]).T
-
-
-def _scale(advantages: Float[Tensor, "transitions members"]) -> Float[Tensor, ""]:
-    return advantages.mean(-1).std(correction=0).clamp(min=1e-12)
-
-
-def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
-    """The same transitions with the actor's weights, by the finished critics' lower bounds.
-
-    Less their mean over the dataset, so that pessimism about all actions alike changes nothing.
-    """
-    bound = lower_bounds_of(replay, critic, config)
-    return _weighted(replay, bound - bound.mean(), config)
-
-
-def weigh_both(
-    training: Replay, held_out: Replay, critic: CriticLearner, config: TrainConfig
-) -> tuple[Replay, Replay]:
-    """`weigh` the training transitions, and the others less the same mean."""
-    own, other = (lower_bounds_of(part, critic, config) for part in (training, held_out))
-    mean = own.mean()
-    return _weighted(training, own - mean, config), _weighted(held_out, other - mean, config)
-
-
-@torch.no_grad()
-def lower_bounds_of(
-    replay: Replay, critic: CriticLearner, config: TrainConfig
-) -> Float[Tensor, " transitions"]:
-    """Lower bound of every transition's advantage over the members of the ensemble."""
-    parts = [
-        lower_bound(
-            critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1),
-            config.weight_kappa,
-        )
-        for index, actions in zip(
-            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
-        )
-    ]
-    return torch.cat(parts)
-
-
-def _weighted(
-    replay: Replay, advantage: Float[Tensor, " transitions"], config: TrainConfig
-) -> Replay:
-    weights = advantage_weights(advantage, config.weight_temperature, config.weight_max)
-    return replace(replay, weights=weights)
-
-
-@torch.no_grad()
-def calibrate(behavior: torch.nn.Module, replay: Replay) -> Float[Tensor, f" {CALIBRATION_POINTS}"]:
-    """Quantiles 0, 0.1, ..., 100 % of log beta on held-out actions of the dataset."""
-    parts = [
-        behavior(replay.rows[index]).log_prob(actions.unsqueeze(-2)).squeeze(-1)
-        for index, actions in zip(
-            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
-        )
-    ]
-    levels = torch.linspace(0, 1, CALIBRATION_POINTS, dtype=torch.float64)
-    ordered = torch.cat(parts).double().cpu().sort().values
-    place = levels * (ordered.shape[0] - 1)
-    low = ordered[place.floor().long()]
-    high = ordered[place.ceil().long()]
-    # Rounded only now, and made monotone: interpolation may fall by one unit in the last place.
-    return torch.cummax((low + (high - low) * place.frac()).float(), 0).values
-
-
-def export(
-    dataset: Dataset,
-    prepared: Prepared,
-    learners: Mapping[str, Learner],
-    net: NetworkConfig,
-    selection: SelectionConfig,
-    provenance: Mapping[str, Any],
-) -> Checkpoint:
-    """The deployed policy: actor, behavior model, critics, statistics, calibration."""
-    modules = {name: learners[name].modules[name] for name in ("behavior", "critic", "actor")}
-    tensors = {
-        f"{name}.{key}": value.detach()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
-    tensors |= {
-        "observation.mean": prepared.normalizer.mean,
-        "observation.std": prepared.normalizer.std,
-        "action.low": prepared.scaler.low,
-        "action.high": prepared.scaler.high,
-        "calibration.log_behavior": calibrate(modules["behavior"], prepared.held_out),
-    }
-    config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space)
-    return Checkpoint(config, tensors, provenance)

@@ -24,12 +24,13 @@ from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import TrainingError
 from gem_policy.policy import GEMPolicy
+from gem_policy.training.advantages import judge, weigh
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.learners import CriticLearner, ValueLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.state import STATE_FILE, read_state
-from gem_policy.training.trainer import PHASES, Progress, fit, judge, weigh
+from gem_policy.training.trainer import PHASES, Progress, fit
 
 # What these runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")

@@ -9,12 +9,7 @@ from small_datasets import random_episode, write_dataset
 from tiny_runs import SHORT, TINY, run
 
 from gem_policy.config import NetworkConfig
-from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner, ValueLearner
-from gem_policy.training.preparation import prepare
-from gem_policy.training.trainer import (
-    Progress,
+from gem_policy.training.advantages import (
     advantages_of,
     judge,
     judge_both,
@@ -22,6 +17,11 @@ from gem_policy.training.trainer import (
     weigh,
     weigh_both,
 )
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner, ValueLearner
+from gem_policy.training.preparation import prepare
+from gem_policy.training.trainer import Progress
 from gem_policy.training.validation import evenly_spaced, held_out_metrics
 
 CPU = torch.device("cpu")

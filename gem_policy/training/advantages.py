@@ -1,0 +1,101 @@
+"""What finished values say of the critics' targets, and finished critics of the actor's weights.
+
+Both are computed once for all transitions, between two phases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gem_policy.scoring import lower_bound
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.learners import CriticLearner, ValueLearner
+from gem_policy.training.losses import advantage_weights
+from gem_policy.training.replay import Replay, look_ahead
+
+ROWS = 8192  # transitions evaluated at once
+
+
+def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
+    """The same transitions with the critics' targets, by the finished values.
+
+    ``[R + gamma^n V_e(s_n) - V_e(s)] / sigma``: R the discounted rewards of the next n =
+    ``critic_steps`` steps, sigma the standard deviation over the dataset of the members' mean.
+    Advantages of any task have the same scale, for the weights' temperature and for lambda alike
+    (our choice).
+    """
+    advantages = advantages_of(replay, value, config)
+    return replace(replay, advantages=advantages / _scale(advantages))
+
+
+def judge_both(
+    training: Replay, held_out: Replay, value: ValueLearner, config: TrainConfig
+) -> tuple[Replay, Replay]:
+    """`judge` the training transitions, and the others in the same unit."""
+    own, other = (advantages_of(part, value, config) for part in (training, held_out))
+    unit = _scale(own)
+    return replace(training, advantages=own / unit), replace(held_out, advantages=other / unit)
+
+
+@torch.no_grad()
+def advantages_of(
+    replay: Replay, value: ValueLearner, config: TrainConfig
+) -> Float[Tensor, "transitions members"]:
+    """Each member's n-step advantage of every transition, in units of scaled reward."""
+    values = torch.cat([value.values(rows) for rows in torch.split(replay.rows, ROWS)], -1)
+    episode = replay.index - torch.arange(len(replay), device=replay.index.device)
+    returns, discounts, taken = look_ahead(
+        replay.rewards, replay.continues, episode, config.critic_steps, config.discount
+    )
+    after = discounts * values[:, replay.index + taken]
+    return (returns + after - values[:, replay.index]).T
+
+
+def _scale(advantages: Float[Tensor, "transitions members"]) -> Float[Tensor, ""]:
+    return advantages.mean(-1).std(correction=0).clamp(min=1e-12)
+
+
+def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
+    """The same transitions with the actor's weights, by the finished critics' lower bounds.
+
+    Less their mean over the dataset, so that pessimism about all actions alike changes nothing.
+    """
+    bound = lower_bounds_of(replay, critic, config)
+    return _weighted(replay, bound - bound.mean(), config)
+
+
+def weigh_both(
+    training: Replay, held_out: Replay, critic: CriticLearner, config: TrainConfig
+) -> tuple[Replay, Replay]:
+    """`weigh` the training transitions, and the others less the same mean."""
+    own, other = (lower_bounds_of(part, critic, config) for part in (training, held_out))
+    mean = own.mean()
+    return _weighted(training, own - mean, config), _weighted(held_out, other - mean, config)
+
+
+@torch.no_grad()
+def lower_bounds_of(
+    replay: Replay, critic: CriticLearner, config: TrainConfig
+) -> Float[Tensor, " transitions"]:
+    """Lower bound of every transition's advantage over the members of the ensemble."""
+    parts = [
+        lower_bound(
+            critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1),
+            config.weight_kappa,
+        )
+        for index, actions in zip(
+            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
+        )
+    ]
+    return torch.cat(parts)
+
+
+def _weighted(
+    replay: Replay, advantage: Float[Tensor, " transitions"], config: TrainConfig
+) -> Replay:
+    weights = advantage_weights(advantage, config.weight_temperature, config.weight_max)
+    return replace(replay, weights=weights)

@@ -1,0 +1,92 @@
+"""The checkpoint of finished learners: everything that deployment needs, and where it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
+from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.dataset import Dataset
+from gem_policy.training.learners import CriticLearner, Learner, expect
+from gem_policy.training.preparation import Prepared
+from gem_policy.training.provenance import describe
+from gem_policy.training.replay import Replay
+from gem_policy.training.spread import critic_spread, warn_of_small_spread
+from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
+
+ROWS = 8192  # transitions evaluated at once
+
+
+def provenance_of(dataset: Dataset, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
+    """What is known of a policy before it is trained."""
+    rewards = {"factor": prepared.reward_factor, "shift": config.reward_shift}
+    return {**describe(dataset, config), "rewards": rewards}
+
+
+def finish(
+    dataset: Dataset,
+    prepared: Prepared,
+    learners: Mapping[str, Learner],
+    net: NetworkConfig,
+    selection: SelectionConfig,
+    config: TrainConfig,
+) -> Checkpoint:
+    """The checkpoint of finished learners; warns if the critics agree too well off the data."""
+    spread = critic_spread(
+        expect(learners["critic"], CriticLearner).critics,
+        evenly_spaced(prepared.held_out, HELD_OUT_ROWS),
+        config.seed,
+    )
+    warn_of_small_spread(spread)
+    provenance = {**provenance_of(dataset, prepared, config), "critic_spread": spread}
+    return export(dataset, prepared, learners, net, selection, provenance)
+
+
+@torch.no_grad()
+def calibrate(behavior: torch.nn.Module, replay: Replay) -> Float[Tensor, f" {CALIBRATION_POINTS}"]:
+    """Quantiles 0, 0.1, ..., 100 % of log beta on held-out actions of the dataset."""
+    parts = [
+        behavior(replay.rows[index]).log_prob(actions.unsqueeze(-2)).squeeze(-1)
+        for index, actions in zip(
+            torch.split(replay.index, ROWS), torch.split(replay.actions, ROWS), strict=True
+        )
+    ]
+    levels = torch.linspace(0, 1, CALIBRATION_POINTS, dtype=torch.float64)
+    ordered = torch.cat(parts).double().cpu().sort().values
+    place = levels * (ordered.shape[0] - 1)
+    low = ordered[place.floor().long()]
+    high = ordered[place.ceil().long()]
+    # Rounded only now, and made monotone: interpolation may fall by one unit in the last place.
+    return torch.cummax((low + (high - low) * place.frac()).float(), 0).values
+
+
+def export(
+    dataset: Dataset,
+    prepared: Prepared,
+    learners: Mapping[str, Learner],
+    net: NetworkConfig,
+    selection: SelectionConfig,
+    provenance: Mapping[str, Any],
+) -> Checkpoint:
+    """The deployed policy: actor, behavior model, critics, statistics, calibration."""
+    modules = {name: learners[name].modules[name] for name in ("behavior", "critic", "actor")}
+    tensors = {
+        f"{name}.{key}": value.detach()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    tensors |= {
+        "observation.mean": prepared.normalizer.mean,
+        "observation.std": prepared.normalizer.std,
+        "action.low": prepared.scaler.low,
+        "action.high": prepared.scaler.high,
+        "calibration.log_behavior": calibrate(modules["behavior"], prepared.held_out),
+    }
+    config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space)
+    return Checkpoint(config, tensors, provenance)
