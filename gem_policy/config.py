@@ -136,7 +136,8 @@ class SelectionConfig:
             from softmax(score / temperature).
         bound: ``"lower"``: mean - kappa * std of the members' values. ``"paired"``: the same of
             each member's *difference* to its value of candidate 0, the actor's mode, which
-            cancels what is common to all actions of the state (our choice, not the paper's).
+            cancels what is common to all actions of the state (our choice, and our default, for
+            the reasons in DESIGN.md; ``lower`` is the abstract's).
         proposal_scale: Factor on the components' standard deviations when candidates are drawn.
         value_knee: Standardized values above this count a tenth of the excess (our choice). The
             best of N noisy values is the more overrated the larger N is; with a knee, a larger
@@ -151,7 +152,7 @@ class SelectionConfig:
     support_weight: float = 1.0
     value_scale: str = "standardized"
     temperature: float = 0.0
-    bound: str = "lower"
+    bound: str = "paired"
     proposal_scale: float = 1.0
     value_knee: float | None = None
     all_modes: bool = True

@@ -69,7 +69,7 @@ def write() -> None:
             "desired_goal": gym.spaces.Box(-5, 5, (2,), np.float32),
         }
     )
-    chosen = SelectionConfig(candidates=12, kappa=0.7, support_weight=1.5)
+    chosen = SelectionConfig(candidates=12, kappa=0.7, support_weight=1.5, bound="lower")
     provenance = {"dataset_id": "test/golden-v0", "versions": {"gem-policy": "0.1.0"}}
     save(tiny_checkpoint(space, selection=chosen, provenance=provenance), path)
     observations = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))

@@ -349,12 +349,15 @@ def test_rules_are_values() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"value_scale": "raw", "support_weight": 0.0, "kappa": 2.0}, LowerBound(2.0)),
+        (
+            {"value_scale": "raw", "support_weight": 0.0, "kappa": 2.0, "bound": "lower"},
+            LowerBound(2.0),
+        ),
         (
             {"value_scale": "raw", "support_weight": 0.5, "bound": "paired"},
             BehaviorNormalized(PairedBound(1.0), 0.5),
         ),
-        ({}, BehaviorNormalized(Standardized(LowerBound(1.0)), 1.0)),
+        ({}, BehaviorNormalized(Standardized(PairedBound(1.0)), 1.0)),
     ],
 )
 def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:

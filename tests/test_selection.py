@@ -115,7 +115,9 @@ def test_the_best_score_never_falls_as_candidates_are_added_under_a_fixed_rule(
 def test_without_support_weight_the_best_lower_bound_is_chosen(
     candidates: CandidateSet, kappa: float, value_scale: str
 ) -> None:
-    selection = SelectionConfig(kappa=kappa, support_weight=0.0, value_scale=value_scale)
+    selection = SelectionConfig(
+        kappa=kappa, support_weight=0.0, value_scale=value_scale, bound="lower"
+    )
     index, _ = decide(candidates, selection)
     for place in reference.indices(*index.shape):
         q = [member[place].double().tolist() for member in candidates.q]
