@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -30,7 +29,7 @@ from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.learners import CriticLearner, ValueLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.state import STATE_FILE, read_state
-from gem_policy.training.trainer import PHASES, Progress, fit
+from gem_policy.training.trainer import PHASES, Progress
 
 # What these runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -237,63 +236,6 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_saved_state(
     state = read_state(tmp_path)
     assert all(torch.isfinite(t).all() for t in state.tensors.values())
     assert state.step < 10 or state.phase == "behavior"
-
-
-# -- worth it ------------------------------------------------------------------------------------
-
-
-def bandit_reward(context: Any, action: Any) -> Any:
-    """Two good actions in every context, far apart; their middle is worth nothing."""
-    good = 0.5 + 0.3 * context
-    return np.exp(-(((np.abs(action) - good) / 0.12) ** 2))
-
-
-@pytest.fixture
-def bandit() -> Dataset:
-    rng = np.random.default_rng(0)
-    box = gym.spaces.Box(-1, 1, (1,), np.float32)
-    episodes = []
-    for _ in range(20):
-        context = rng.uniform(-1, 1, (101, 1)).astype(np.float32)
-        side = rng.choice([-1.0, 1.0], (100, 1))
-        action = side * (0.5 + 0.3 * context[:-1]) + 0.15 * rng.standard_normal((100, 1))
-        action = np.clip(action, -1, 1).astype(np.float32)
-        episode = random_episode(100, rng, box, box)
-        reward = bandit_reward(context[:-1], action)[:, 0]
-        episodes.append({**episode, "observations": context, "actions": action, "rewards": reward})
-    write_dataset("test/bandit-v0", episodes, observation_space=box, action_space=box)
-    return load("test/bandit-v0")
-
-
-def test_two_good_modes_are_kept_apart_where_one_gaussian_averages_them(
-    bandit: Dataset, tmp_path: Path
-) -> None:
-    config = TrainConfig(
-        behavior_updates=400,
-        value_updates=600,
-        critic_updates=1200,
-        actor_updates=400,
-        batch_size=128,
-        discount=0.0,
-        expectile=0.7,
-        critic_lr=2e-3,
-        policy_lr=5e-3,
-    )
-    sizes = {"actor_hidden": (32,), "behavior_hidden": (32,), "critic_hidden": (32, 32)}
-    kinds = {"gem": {"actor_components": 4}, "single": {"actor_components": 1}}
-    context = np.random.default_rng(1).uniform(-1, 1, (400, 1)).astype(np.float32)
-    share = {}
-    for name, components in kinds.items():
-        network = {**sizes, **components, "critics": 3, "behavior_components": 4}
-        fit(bandit, tmp_path / name, config, network=network)
-        policy = GEMPolicy.load(tmp_path / name, device="cpu")
-        # One Gaussian as it is deployed elsewhere: its mean.
-        policy.selection = policy.selection.replace(candidates=32 if name == "gem" else 1)
-        rows = torch.from_numpy(context)
-        action = policy.decide(rows).action.numpy()
-        share[name] = float((bandit_reward(context, action) > 0.5).mean())
-    assert share["gem"] >= 0.99
-    assert share["single"] < 0.2
 
 
 # -- what one phase hands to the next --------------------------------------------------------------
