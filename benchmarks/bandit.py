@@ -93,8 +93,8 @@ def loaded(folder: Path) -> tuple[GEMPolicy, GEMPolicy]:
 
 
 def choices(policy: GEMPolicy, contexts: Any, **selection: Any) -> Any:
-    """Actions, (rows, action_size), under changes to the default selection settings."""
-    policy.selection = policy.config.selection.replace(**selection)
+    """Actions, (rows, action_size), by lower bounds, under changes to the default settings."""
+    policy.selection = policy.config.selection.replace(bound="lower", **selection)
     parts = torch.from_numpy(contexts).split(ROWS)
     return torch.cat([policy.decide(rows).action for rows in parts]).numpy()
 

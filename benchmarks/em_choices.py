@@ -175,7 +175,7 @@ def measure(problem: Problem, variant: Variant, actor: MixturePolicy) -> dict[st
     for count in BUDGETS:
         candidates = policy.candidates(normalized, count)
         for weight in WEIGHTS if count > 1 else WEIGHTS[:1]:
-            scores = rule_of(SelectionConfig(support_weight=weight))(candidates)
+            scores = rule_of(SelectionConfig(support_weight=weight, bound="lower"))(candidates)
             best = select(scores)
             chosen = candidates.actions[torch.arange(CONTEXTS), best]
             actions = policy.scaler.invert(chosen).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.learners import CriticLearner, Learner, expect
+from gem_policy.training.generalization import default_selection, generalization
+from gem_policy.training.learners import CriticLearner, Learner, ValueLearner, expect
 from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
 from gem_policy.training.replay import Replay
@@ -34,18 +37,36 @@ def finish(
     prepared: Prepared,
     learners: Mapping[str, Learner],
     net: NetworkConfig,
-    selection: SelectionConfig,
+    selection: SelectionConfig | None,
     config: TrainConfig,
 ) -> Checkpoint:
-    """The checkpoint of finished learners; warns if the critics agree too well off the data."""
-    spread = critic_spread(
-        expect(learners["critic"], CriticLearner).critics,
-        evenly_spaced(prepared.held_out, HELD_OUT_ROWS),
-        config.seed,
+    """The checkpoint of finished learners, with what the data say of its critics.
+
+    Args:
+        dataset: What was trained on.
+        prepared: The same, prepared.
+        learners: Of all phases, by name.
+        net: The networks' sizes.
+        selection: Settings to deploy with; None: see `default_selection`.
+        config: Training settings.
+
+    Warns:
+        TrainingWarning: The critics agree too well off the data, or know too little of held-out
+            episodes while ``selection`` is None.
+    """
+    critics = expect(learners["critic"], CriticLearner).critics
+    value = expect(learners["value"], ValueLearner)
+    training, held_out = (
+        evenly_spaced(part, HELD_OUT_ROWS)
+        for part in judge_both(prepared.training, prepared.held_out, value, config)
     )
+    spread = critic_spread(critics, held_out, config.seed)
     warn_of_small_spread(spread)
-    provenance = {**provenance_of(dataset, prepared, config), "critic_spread": spread}
-    return export(dataset, prepared, learners, net, selection, provenance)
+    known = generalization(critics, training, held_out)
+    measured = {"critic_spread": spread, "critic_generalization": asdict(known)}
+    provenance = {**provenance_of(dataset, prepared, config), **measured}
+    chosen = default_selection(known) if selection is None else selection
+    return export(dataset, prepared, learners, net, chosen, provenance)
 
 
 @torch.no_grad()

@@ -42,12 +42,12 @@ class Settings:
     Attributes:
         train: Training settings.
         network: Changes to the network's defaults.
-        selection: Default selection settings of the policy.
+        selection: Selection settings of the policy; None where none was given: see `fit`.
     """
 
     train: TrainConfig = field(default_factory=TrainConfig)
     network: Mapping[str, Any] = field(default_factory=dict)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    selection: SelectionConfig | None = None
 
 
 def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) -> Settings:
@@ -83,10 +83,11 @@ def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) ->
         if name not in known or name in ("observation_size", "action_size"):
             raise ConfigError(f"There is no setting {name!r}; known ones are {sorted(known)}.")
         groups[known[name]][name] = tuple(value) if isinstance(value, list) else value
+    chosen = groups[SelectionConfig]
     return Settings(
         from_mapping(TrainConfig, groups[TrainConfig], "training"),
         groups[NetworkConfig],
-        from_mapping(SelectionConfig, groups[SelectionConfig], "selection"),
+        from_mapping(SelectionConfig, chosen, "selection") if chosen else None,
     )
 
 
@@ -155,7 +156,7 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
     settled = {
         **dataclasses.asdict(settings.train),
         **settings.network,
-        **dataclasses.asdict(settings.selection),
+        **dataclasses.asdict(settings.selection or SelectionConfig()),
     }
     logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
 

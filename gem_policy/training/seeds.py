@@ -56,7 +56,7 @@ def fit_seeds(
         config: Training settings; its seed is the first.
         seeds: How many.
         network: Changes to `NetworkConfig`'s defaults.
-        selection: Default selection settings of the policies.
+        selection: Selection settings of the policies; None: as `fit` chooses for each.
         device: Where to train.
         progress: Called after every update of all seeds; metrics are named ``seed-3/value/loss``.
         log_every: Updates between two readings of the metrics.
@@ -66,7 +66,8 @@ def fit_seeds(
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
 
     Warns:
-        TrainingWarning: A seed's critics agree better off the data than on it.
+        TrainingWarning: A seed's critics agree better off the data than on it, or know too little
+            of held-out episodes.
 
     Raises:
         ConfigError: ``seeds`` is no count, or the last seed is too large.
@@ -94,7 +95,7 @@ def fit_seeds(
             prepare(dataset, own, where),
             {name: learner.learners[i] for name, learner in learners.items()},
             net,
-            selection or SelectionConfig(),
+            selection,
             own,
         )
         paths.append(out / seed_folder(own.seed) / files.WEIGHTS_FILE)

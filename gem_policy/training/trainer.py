@@ -102,7 +102,8 @@ def fit(
         out: Folder of the run: its state while it works, ``model.safetensors`` at its end.
         config: Training settings.
         network: Changes to `NetworkConfig`'s defaults, such as ``{"critics": 8}``.
-        selection: Default selection settings of the policy.
+        selection: Selection settings of the policy. None: the defaults, but the actor's mode alone
+            where the critics know too little of held-out episodes.
         device: Where to train.
         progress: Called after every update.
         log_every: Updates between two readings of the metrics.
@@ -116,7 +117,7 @@ def fit(
 
     Warns:
         TrainingWarning: A component of a mixture is unused at the end of its phase, or the critics
-            agree better off the data than on it.
+            agree better off the data than on it, or know too little of held-out episodes.
 
     Raises:
         TrainingError: A loss became NaN or infinite, or the values larger than the rewards allow
@@ -136,13 +137,12 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     saved = load_state(out, run)
     prepared = prepare(dataset, config, where)
-    selection = selection or SelectionConfig()
     provenance = provenance_of(dataset, prepared, config)
 
     def play(learners: Mapping[str, Learner]) -> dict[str, float]:
         if evaluate is None:
             return {}
-        now = export(dataset, prepared, learners, net, selection, provenance)
+        now = export(dataset, prepared, learners, net, selection or SelectionConfig(), provenance)
         return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
 
     every = None if evaluate is None else evaluate_every or config.actor_updates

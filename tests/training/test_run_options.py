@@ -18,6 +18,7 @@ from tiny_runs import SHORT, TINY, run
 import gem_policy.training
 from gem_policy import checkpoint
 from gem_policy.checkpoint import Checkpoint
+from gem_policy.config import SelectionConfig
 from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
@@ -143,7 +144,7 @@ def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     made = told["init"]
     assert (made["project"], made["name"], made["dir"]) == ("gem", "one", str(out))
     assert made["config"]["batch_size"] == 16 and made["config"]["critics"] == 3
-    assert made["config"]["kappa"] == settings.selection.kappa
+    assert made["config"]["kappa"] == SelectionConfig().kappa
 
 
 def test_without_wandb_the_advice_is_to_install_it(
