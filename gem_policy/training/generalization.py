@@ -1,7 +1,9 @@
 """Whether the critics know anything of episodes that they did not learn from.
 
 With little data the critics know every transition by heart and say nothing of new ones; choosing
-by them is then worse than the actor alone, whatever the selection settings.
+by them is then worse than the actor alone, whatever the selection settings. The reverse does not
+hold: most of an advantage's variance can be the state's, and a choice is between actions of one
+state (HalfCheetah, DESIGN.md).
 """
 
 from __future__ import annotations
