@@ -15,11 +15,15 @@ from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.generalization import default_selection, generalization
+from gem_policy.training.generalization import (
+    Generalization,
+    generalization,
+    warn_of_poor_generalization,
+)
 from gem_policy.training.learners import CriticLearner, Learner, ValueLearner, expect
 from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Replay
+from gem_policy.training.replay import Batch, Replay
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
 from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
 
@@ -47,26 +51,35 @@ def finish(
         prepared: The same, prepared.
         learners: Of all phases, by name.
         net: The networks' sizes.
-        selection: Settings to deploy with; None: see `default_selection`.
+        selection: Settings to deploy with; None: the `Generalization`'s.
         config: Training settings.
 
     Warns:
         TrainingWarning: The critics agree too well off the data, or know too little of held-out
             episodes while ``selection`` is None.
     """
-    critics = expect(learners["critic"], CriticLearner).critics
+    known, held_out = what_critics_know(prepared, learners, config)
+    spread = critic_spread(expect(learners["critic"], CriticLearner).critics, held_out, config.seed)
+    warn_of_small_spread(spread)
+    measured = {"critic_spread": spread, "critic_generalization": asdict(known)}
+    provenance = {**provenance_of(dataset, prepared, config), **measured}
+    if selection is None:
+        warn_of_poor_generalization(known)
+    chosen = selection or known.selection
+    return export(dataset, prepared, learners, net, chosen, provenance)
+
+
+def what_critics_know(
+    prepared: Prepared, learners: Mapping[str, Learner], config: TrainConfig
+) -> tuple[Generalization, Batch]:
+    """How finished critics generalize, and the held-out transitions that it was measured on."""
     value = expect(learners["value"], ValueLearner)
     training, held_out = (
         evenly_spaced(part, HELD_OUT_ROWS)
         for part in judge_both(prepared.training, prepared.held_out, value, config)
     )
-    spread = critic_spread(critics, held_out, config.seed)
-    warn_of_small_spread(spread)
-    known = generalization(critics, training, held_out)
-    measured = {"critic_spread": spread, "critic_generalization": asdict(known)}
-    provenance = {**provenance_of(dataset, prepared, config), **measured}
-    chosen = default_selection(known) if selection is None else selection
-    return export(dataset, prepared, learners, net, chosen, provenance)
+    critics = expect(learners["critic"], CriticLearner).critics
+    return generalization(critics, training, held_out), held_out
 
 
 @torch.no_grad()

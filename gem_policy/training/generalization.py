@@ -40,6 +40,11 @@ class Generalization:
             return True
         return self.held_out >= ENOUGH * max(self.training, 0.0) and self.held_out > 0
 
+    @property
+    def selection(self) -> SelectionConfig:
+        """Settings where nobody chose any: the actor's mode if not enough."""
+        return SelectionConfig() if self.enough else SelectionConfig(candidates=1)
+
 
 def generalization(critics: CriticEnsemble, training: Batch, held_out: Batch) -> Generalization:
     """Measure it on two batches whose advantages are in one unit."""
@@ -56,20 +61,14 @@ def _explained(critics: CriticEnsemble, batch: Batch) -> float | None:
     return float(1 - error / target.var(correction=0))
 
 
-def default_selection(found: Generalization) -> SelectionConfig:
-    """The settings of a policy for which nobody chose any: the actor's mode where critics fail.
-
-    Warns:
-        TrainingWarning: They do.
-    """
-    if found.enough:
-        return SelectionConfig()
-    warnings.warn(
-        f"The critics explain {found.training:.2f} of the advantages' variance in training and "
-        f"{found.held_out:.2f} on held-out episodes: too little to choose actions by. The policy "
-        "takes the actor's mode (candidates=1) unless told otherwise. More episodes help, or "
-        "fewer critic_updates.",
-        TrainingWarning,
-        stacklevel=2,
-    )
-    return SelectionConfig(candidates=1)
+def warn_of_poor_generalization(found: Generalization) -> None:
+    """Give a `TrainingWarning` if the critics know too little to choose by."""
+    if not found.enough:
+        warnings.warn(
+            f"The critics explain {found.training:.2f} of the advantages' variance in training and "
+            f"{found.held_out:.2f} on held-out episodes: too little to choose actions by. The "
+            "policy takes the actor's mode (candidates=1) unless told otherwise. More episodes "
+            "help, or fewer critic_updates.",
+            TrainingWarning,
+            stacklevel=2,
+        )

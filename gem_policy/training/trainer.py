@@ -28,7 +28,7 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
-from gem_policy.training.export import export, finish, provenance_of
+from gem_policy.training.export import export, finish, provenance_of, what_critics_know
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -142,7 +142,9 @@ def fit(
     def play(learners: Mapping[str, Learner]) -> dict[str, float]:
         if evaluate is None:
             return {}
-        now = export(dataset, prepared, learners, net, selection or SelectionConfig(), provenance)
+        # As it will be deployed: the critics are finished before the actor is played.
+        chosen = selection or what_critics_know(prepared, learners, config)[0].selection
+        now = export(dataset, prepared, learners, net, chosen, provenance)
         return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
 
     every = None if evaluate is None else evaluate_every or config.actor_updates
