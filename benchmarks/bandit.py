@@ -43,6 +43,8 @@ BUDGETS = (1, 4, 16, 64, 256)
 WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0)
 DEPLOYED = 64
 ADVISED = 0.5  # lambda that does not prefer the frequent mode to the best one
+# Not the defaults: what the figure and its table were measured with.
+FIGURE = {"bound": "lower", "kappa": 1.0, "all_modes": True}
 # Defaults but for the discount, the number of updates and, as these are few, larger steps.
 TRAIN = TrainConfig(
     behavior_updates=1000,
@@ -93,8 +95,8 @@ def loaded(folder: Path) -> tuple[GEMPolicy, GEMPolicy]:
 
 
 def choices(policy: GEMPolicy, contexts: Any, **selection: Any) -> Any:
-    """Actions, (rows, action_size), by lower bounds, under changes to the default settings."""
-    policy.selection = policy.config.selection.replace(bound="lower", **selection)
+    """Actions, (rows, action_size), under changes to the settings of the figure."""
+    policy.selection = policy.config.selection.replace(**FIGURE, **selection)
     parts = torch.from_numpy(contexts).split(ROWS)
     return torch.cat([policy.decide(rows).action for rows in parts]).numpy()
 

@@ -169,14 +169,15 @@ def measure(problem: Problem, variant: Variant, actor: MixturePolicy) -> dict[st
     """One variant's columns for one run."""
     changes = {"actor_hidden": HIDDEN, **variant.network}
     policy = GEMPolicy(problem.run.with_actor(actor, **changes), torch.device("cpu"))
+    policy.selection = policy.selection.replace(all_modes=True)
     contexts = problem.bandit.contexts(CONTEXTS, np.random.default_rng((7, problem.seed)))
     normalized = policy.normalizer.apply(torch.from_numpy(contexts))
     found: dict[str, float] = {}
     for count in BUDGETS:
         candidates = policy.candidates(normalized, count)
         for weight in WEIGHTS if count > 1 else WEIGHTS[:1]:
-            scores = rule_of(SelectionConfig(support_weight=weight, bound="lower"))(candidates)
-            best = select(scores)
+            chosen_by = SelectionConfig(support_weight=weight, bound="lower", kappa=1.0)
+            best = select(rule_of(chosen_by)(candidates))
             chosen = candidates.actions[torch.arange(CONTEXTS), best]
             actions = policy.scaler.invert(chosen).numpy()
             name = f"N={count}" + (f" lambda={weight:g}" if count > 1 else "")

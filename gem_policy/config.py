@@ -144,18 +144,19 @@ class SelectionConfig:
             budget goes into finding a good value with more support instead. None: no knee. Has no
             effect on raw values.
         all_modes: Whether the means of all components are candidates first, or only that of the
-            heaviest one. A rare component's mean is a candidate out of proportion to its weight.
+            heaviest one, the actor's mode (our default, measured: DESIGN.md). A rare component's
+            mean is a candidate out of proportion to its weight, in every state.
     """
 
     candidates: int = 32
-    kappa: float = 1.0
+    kappa: float = 3.0
     support_weight: float = 1.0
     value_scale: str = "standardized"
     temperature: float = 0.0
     bound: str = "paired"
     proposal_scale: float = 1.0
     value_knee: float | None = None
-    all_modes: bool = True
+    all_modes: bool = False
 
     def __post_init__(self) -> None:
         require_count("candidates", self.candidates)

@@ -244,7 +244,7 @@ def test_an_explanation_is_a_table_and_plain_data() -> None:
     policy = with_settings(SelectionConfig(candidates=4))
     told = policy.explain(np.zeros((1, 3), np.float32))
     lines = str(told).splitlines()
-    assert lines[0].startswith("4 candidates, kappa=1, support_weight=1")
+    assert lines[0].startswith("4 candidates, kappa=3, support_weight=1")
     assert len(lines) == 2 + 4
     assert len({len(line.split("[")[0]) for line in lines[2:]}) == 1, "columns do not line up"
     assert [d["rank"] for d in told.to_dicts()] == [1, 2, 3, 4]

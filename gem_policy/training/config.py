@@ -32,6 +32,9 @@ class TrainConfig:
         weight_kappa: The advantages in the weights are lower bounds, mean - kappa * std over the
             critics; 0 takes their mean.
         weight_max: Largest weight of a transition in the actor's loss.
+        cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
+            are in `gem_policy.training.generalization`), every weight is 1, so that the actor is a
+            clone of the data, and the policy takes its mode unless selection settings are given.
         responsibility_floor: Smallest responsibility of a component, before renormalizing; keeps
             components alive.
         return_normalization: Divide every reward by the range of the dataset's episode returns
@@ -71,6 +74,7 @@ class TrainConfig:
     weight_temperature: float = 0.5
     weight_kappa: float = 5.0
     weight_max: float = 20.0
+    cautious: bool = True
     responsibility_floor: float = 0.0
     return_normalization: bool = False
     reward_scale: float = 1.0
@@ -99,8 +103,9 @@ class TrainConfig:
         require_number("weight_kappa", self.weight_kappa, "a finite number >= 0", 0, 1e9)
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
-        fine = isinstance(self.return_normalization, bool)
-        require(fine, "return_normalization", self.return_normalization, "True or False")
+        for name in ("cautious", "return_normalization"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, value, "True or False")
         require_number("reward_scale", self.reward_scale, "a finite number", -1e9, 1e9)
         require_number("reward_shift", self.reward_shift, "a finite number", -1e9, 1e9)
         if self.terminal_reward is not None:

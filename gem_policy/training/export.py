@@ -17,13 +17,13 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.generalization import (
     Generalization,
-    generalization,
+    measure,
     warn_of_poor_generalization,
 )
 from gem_policy.training.learners import CriticLearner, Learner, ValueLearner, expect
 from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
-from gem_policy.training.replay import Batch, Replay
+from gem_policy.training.replay import Replay
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
 from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
 
@@ -55,31 +55,27 @@ def finish(
         config: Training settings.
 
     Warns:
-        TrainingWarning: The critics agree too well off the data, or know too little of held-out
-            episodes while ``selection`` is None.
+        TrainingWarning: The critics agree too well off the data, or critics or behavior model know
+            too little of held-out episodes.
     """
-    known, held_out = what_critics_know(prepared, learners, config)
-    spread = critic_spread(expect(learners["critic"], CriticLearner).critics, held_out, config.seed)
+    known, held_out = what_is_known(prepared, learners, config)
+    critics = expect(learners["critic"], CriticLearner).critics
+    spread = critic_spread(critics, evenly_spaced(held_out, HELD_OUT_ROWS), config.seed)
     warn_of_small_spread(spread)
-    measured = {"critic_spread": spread, "critic_generalization": asdict(known)}
+    warn_of_poor_generalization(known, config)
+    measured = {"critic_spread": spread, "generalization": asdict(known)}
     provenance = {**provenance_of(dataset, prepared, config), **measured}
-    if selection is None:
-        warn_of_poor_generalization(known)
-    chosen = selection or known.selection
+    chosen = selection or known.selection(config)
     return export(dataset, prepared, learners, net, chosen, provenance)
 
 
-def what_critics_know(
+def what_is_known(
     prepared: Prepared, learners: Mapping[str, Learner], config: TrainConfig
-) -> tuple[Generalization, Batch]:
-    """How finished critics generalize, and the held-out transitions that it was measured on."""
+) -> tuple[Generalization, Replay]:
+    """How finished models generalize, and the held-out transitions, judged."""
     value = expect(learners["value"], ValueLearner)
-    training, held_out = (
-        evenly_spaced(part, HELD_OUT_ROWS)
-        for part in judge_both(prepared.training, prepared.held_out, value, config)
-    )
-    critics = expect(learners["critic"], CriticLearner).critics
-    return generalization(critics, training, held_out), held_out
+    training, held_out = judge_both(prepared.training, prepared.held_out, value, config)
+    return measure(training, held_out, learners), held_out
 
 
 @torch.no_grad()

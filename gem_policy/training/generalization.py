@@ -1,58 +1,98 @@
-"""Whether the critics know anything of episodes that they did not learn from.
+"""What the models know of episodes that they did not learn from, and what follows from it.
 
-With little data the critics know every transition by heart and say nothing of new ones; choosing
-by them is then worse than the actor alone, whatever the selection settings. The reverse does not
-hold: most of an advantage's variance can be the state's, and a choice is between actions of one
-state (HalfCheetah, DESIGN.md).
+With few episodes a behavior model knows every action by heart and gives new ones no density, and
+critics know every transition and say nothing of new ones. Advantages then weigh transitions at
+random, the support term holds a choice to nothing, and choosing makes a good actor a bad one
+(measured: DESIGN.md). A cautious run takes note: it clones, and says so.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import TrainingWarning
-from gem_policy.networks import CriticEnsemble
-from gem_policy.training.replay import Batch
+from gem_policy.networks import CriticEnsemble, MixturePolicy
+from gem_policy.training.advantages import weigh_both
+from gem_policy.training.config import TrainConfig
+from gem_policy.training.learners import BehaviorLearner, CriticLearner, Learner, expect
+from gem_policy.training.replay import Batch, Replay
+from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
 
-ENOUGH = 0.5  # of what is explained in training, to be explained on held-out episodes
+LEAST_EXPLAINED = 0.5  # on held-out episodes, of what the critics explain in training
+LARGEST_GAP = 0.5  # nats per action dimension that the behavior model may lose on them
 
 
 @dataclass(frozen=True)
-class Generalization:
-    """Share of the advantages' variance that the mean of the members explains (R squared).
-
-    Attributes:
-        training: On transitions trained on; None where all their advantages are the same.
-        held_out: On transitions of held-out episodes; None likewise. Below 0 a constant is better.
-    """
+class Known:
+    """One number about the same model on two kinds of transitions; None where it is not defined."""
 
     training: float | None
     held_out: float | None
 
+
+@dataclass(frozen=True)
+class Generalization:
+    """What the models know of transitions trained on, and of those of held-out episodes.
+
+    Attributes:
+        critics: Share of the advantages' variance that the mean of the members explains (R
+            squared); below 0 a constant is better. Not defined where all advantages are the same.
+        behavior: Mean log-likelihood of the actions, in nats per action dimension.
+    """
+
+    critics: Known
+    behavior: Known
+
+    @property
+    def lacks(self) -> list[str]:
+        """What is wrong, in words; nothing where the models generalize. The rules are ours."""
+        found = []
+        own, new = self.critics.training, self.critics.held_out
+        enough = own is None or new is None or (new > 0 and new >= LEAST_EXPLAINED * max(own, 0))
+        if not enough:
+            found.append(
+                f"the critics explain {own:.2f} of the advantages' variance in training and "
+                f"{new:.2f} on held-out episodes"
+            )
+        own, new = self.behavior.training, self.behavior.held_out
+        if own is not None and new is not None and own - new > LARGEST_GAP:
+            found.append(
+                f"the behavior model gives the actions a log-density of {own:.1f} nats per "
+                f"dimension in training and {new:.1f} on held-out episodes"
+            )
+        return found
+
     @property
     def enough(self) -> bool:
-        """Whether candidates should be chosen by these critics: our rule, DESIGN.md has why."""
-        if self.training is None or self.held_out is None:
-            return True
-        return self.held_out >= ENOUGH * max(self.training, 0.0) and self.held_out > 0
+        """Whether advantages may weigh the data, and critics choose."""
+        return not self.lacks
 
-    @property
-    def selection(self) -> SelectionConfig:
-        """Settings where nobody chose any: the actor's mode if not enough."""
-        return SelectionConfig() if self.enough else SelectionConfig(candidates=1)
+    def selection(self, config: TrainConfig) -> SelectionConfig:
+        """Settings where nobody chose any: the actor's mode of a cautious run if not enough."""
+        return (
+            SelectionConfig(candidates=1) if config.cautious and self.lacks else SelectionConfig()
+        )
 
 
-def generalization(critics: CriticEnsemble, training: Batch, held_out: Batch) -> Generalization:
-    """Measure it on two batches whose advantages are in one unit."""
-    return Generalization(_explained(critics, training), _explained(critics, held_out))
+def measure(training: Replay, held_out: Replay, learners: Mapping[str, Learner]) -> Generalization:
+    """Of finished behavior model and critics, on transitions whose advantages are in one unit."""
+    own, new = (evenly_spaced(part, HELD_OUT_ROWS) for part in (training, held_out))
+    critics = expect(learners["critic"], CriticLearner).critics
+    behavior = expect(learners["behavior"], BehaviorLearner).model
+    return Generalization(
+        Known(explained(critics, own), explained(critics, new)),
+        Known(log_likelihood(behavior, own), log_likelihood(behavior, new)),
+    )
 
 
 @torch.no_grad()
-def _explained(critics: CriticEnsemble, batch: Batch) -> float | None:
+def explained(critics: CriticEnsemble, batch: Batch) -> float | None:
+    """Share of the advantages' variance that the members' mean explains."""
     target = batch.advantages.mean(-1)
     if len(target) == 0 or bool((target == target[0]).all()):
         return None
@@ -61,14 +101,37 @@ def _explained(critics: CriticEnsemble, batch: Batch) -> float | None:
     return float(1 - error / target.var(correction=0))
 
 
-def warn_of_poor_generalization(found: Generalization) -> None:
-    """Give a `TrainingWarning` if the critics know too little to choose by."""
-    if not found.enough:
-        warnings.warn(
-            f"The critics explain {found.training:.2f} of the advantages' variance in training and "
-            f"{found.held_out:.2f} on held-out episodes: too little to choose actions by. The "
-            "policy takes the actor's mode (candidates=1) unless told otherwise. More episodes "
-            "help, or fewer critic_updates.",
-            TrainingWarning,
-            stacklevel=2,
-        )
+@torch.no_grad()
+def log_likelihood(behavior: MixturePolicy, batch: Batch) -> float | None:
+    """Mean log-density of the actions, in nats per action dimension."""
+    if len(batch.actions) == 0:
+        return None
+    log_prob = behavior(batch.observations).log_prob(batch.actions.unsqueeze(-2))
+    return float(log_prob.mean()) / batch.actions.shape[-1]
+
+
+def guide(
+    training: Replay, held_out: Replay, learners: Mapping[str, Learner], config: TrainConfig
+) -> tuple[Replay, Replay]:
+    """The transitions with the actor's weights: all one in a cautious run that knows too little."""
+    if config.cautious and not measure(training, held_out, learners).enough:
+        return training, held_out
+    return weigh_both(training, held_out, expect(learners["critic"], CriticLearner), config)
+
+
+def warn_of_poor_generalization(found: Generalization, config: TrainConfig) -> None:
+    """Give a `TrainingWarning` if the models know too little of held-out episodes."""
+    if found.enough:
+        return
+    done = (
+        "So the actor is a clone of the data (all weights are one), and the policy takes its mode "
+        "(candidates=1) unless told otherwise; cautious=false weighs and chooses all the same."
+        if config.cautious
+        else "The actor was weighed by these critics all the same (cautious=false)."
+    )
+    warnings.warn(
+        f"Too little is known of episodes that were not trained on: {'; '.join(found.lacks)}. "
+        f"{done} More episodes help.",
+        TrainingWarning,
+        stacklevel=2,
+    )

@@ -18,12 +18,13 @@ import torch
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
-from gem_policy.training.advantages import judge, weigh
+from gem_policy.training.advantages import judge, judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
-from gem_policy.training.learners import CriticLearner, ValueLearner, expect
+from gem_policy.training.generalization import guide
+from gem_policy.training.learners import ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
@@ -66,8 +67,8 @@ def fit_seeds(
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
 
     Warns:
-        TrainingWarning: A seed's critics agree better off the data than on it, or know too little
-            of held-out episodes.
+        TrainingWarning: A seed's critics agree better off the data than on it, or its critics or
+            behavior model know too little of held-out episodes.
 
     Raises:
         ConfigError: ``seeds`` is no count, or the last seed is too large.
@@ -151,7 +152,7 @@ def _train(
         if name == "critic":
             shared = judge_all(shared, dataset, learners["value"], configs)
         elif name == "actor":
-            shared = weigh_all(shared, dataset, learners["critic"], configs)
+            shared = weigh_all(shared, dataset, learners, configs)
         sampler = SharedSampler(shared, configs, number)
         _run_phase(
             learners, shared, sampler, configs[0], run, out, progress, log_every, save_seconds
@@ -216,14 +217,17 @@ def judge_all(
 def weigh_all(
     shared: SharedReplay,
     dataset: Dataset,
-    critic: StackedLearner,
+    learners: Mapping[str, StackedLearner],
     configs: Sequence[TrainConfig],
 ) -> SharedReplay:
-    """`weigh` of each seed by its own finished critics; the advantages are not needed any more."""
-    parts = [
-        weigh(_own(dataset, config, shared), expect(own, CriticLearner), config).weights
-        for own, config in zip(critic.learners, configs, strict=True)
-    ]
+    """`guide` of each seed by its own finished models; the advantages are not needed any more."""
+    parts = []
+    for i, config in enumerate(configs):
+        own = {name: learner.learners[i] for name, learner in learners.items()}
+        prepared = prepare(dataset, config, shared.numbers.device)
+        value = expect(own["value"], ValueLearner)
+        judged = judge_both(prepared.training, prepared.held_out, value, config)
+        parts.append(guide(*judged, own, config)[0].weights)
     none = torch.empty(len(shared.numbers), 0, device=shared.numbers.device)
     return replace(shared, advantages=none, weights=torch.cat(parts))
 

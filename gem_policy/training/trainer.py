@@ -23,12 +23,13 @@ from gem_policy import checkpoint as files
 from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.spaces import observation_size
-from gem_policy.training.advantages import judge_both, weigh_both
+from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
-from gem_policy.training.export import export, finish, provenance_of, what_critics_know
+from gem_policy.training.export import export, finish, provenance_of, what_is_known
+from gem_policy.training.generalization import guide
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -103,7 +104,7 @@ def fit(
         config: Training settings.
         network: Changes to `NetworkConfig`'s defaults, such as ``{"critics": 8}``.
         selection: Selection settings of the policy. None: the defaults, but the actor's mode alone
-            where the critics know too little of held-out episodes.
+            where too little is known of held-out episodes; see ``TrainConfig.cautious``.
         device: Where to train.
         progress: Called after every update.
         log_every: Updates between two readings of the metrics.
@@ -117,7 +118,8 @@ def fit(
 
     Warns:
         TrainingWarning: A component of a mixture is unused at the end of its phase, or the critics
-            agree better off the data than on it, or know too little of held-out episodes.
+            agree better off the data than on it, or critics or behavior model know too little of
+            held-out episodes.
 
     Raises:
         TrainingError: A loss became NaN or infinite, or the values larger than the rewards allow
@@ -143,7 +145,7 @@ def fit(
         if evaluate is None:
             return {}
         # As it will be deployed: the critics are finished before the actor is played.
-        chosen = selection or what_critics_know(prepared, learners, config)[0].selection
+        chosen = selection or what_is_known(prepared, learners, config)[0].selection(config)
         now = export(dataset, prepared, learners, net, chosen, provenance)
         return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
 
@@ -225,8 +227,7 @@ def _train(
             value = expect(learners["value"], ValueLearner)
             training, held_out = judge_both(training, held_out, value, config)
         elif isinstance(learner, ActorLearner):
-            critic = expect(learners["critic"], CriticLearner)
-            training, held_out = weigh_both(training, held_out, critic, config)
+            training, held_out = guide(training, held_out, learners, config)
         best = None
         if config.patience and isinstance(learner, BehaviorLearner | ActorLearner):
             best = BestWeights(learner)

@@ -34,9 +34,9 @@ from gem_policy.training.transitions import Transitions
 
 LINE = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 PUSH = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-MODE = SelectionConfig(candidates=1)
-BEST = SelectionConfig(candidates=8, support_weight=0.0)
-MIDDLE = SelectionConfig(candidates=2, support_weight=0.0)
+MODE = SelectionConfig(candidates=1, all_modes=True)
+BEST = SelectionConfig(candidates=8, kappa=1.0, support_weight=0.0, all_modes=True)
+MIDDLE = SelectionConfig(candidates=2, kappa=1.0, support_weight=0.0, all_modes=True)
 SMALL = FittedQConfig(
     updates=500, batch_size=128, learning_rate=5e-3, target_rate=0.1, hidden=(32, 32)
 )
@@ -183,7 +183,7 @@ def test_chosen_actions_are_those_of_decide() -> None:
         assert same.float().mean() > 0.99  # a near tie may fall the other way
     assert (found[0] != found[2]).any()
     with pytest.raises(ConfigError, match="draw candidates in one way"):
-        chosen_actions(policy, rows, [own, own.replace(all_modes=False)])
+        chosen_actions(policy, rows, [own, own.replace(all_modes=True)])
 
 
 def test_returns_to_go_are_those_summed_by_hand() -> None:

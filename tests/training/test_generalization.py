@@ -13,17 +13,22 @@ from tiny_runs import SHORT, TINY, run
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import TrainingWarning
-from gem_policy.networks import CriticEnsemble, build_critics
-from gem_policy.training.advantages import judge_both
+from gem_policy.training.advantages import judge_both, weigh_both
+from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.generalization import (
     Generalization,
-    generalization,
+    Known,
+    explained,
+    guide,
+    measure,
     warn_of_poor_generalization,
 )
+from gem_policy.training.learners import CriticLearner, Learner, ValueLearner, expect
 from gem_policy.training.preparation import prepare
-from gem_policy.training.replay import Batch
+from gem_policy.training.replay import Replay
 from gem_policy.training.run import gather_settings
+from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.trainer import start_learner
 from gem_policy.training.validation import evenly_spaced
 
@@ -38,68 +43,115 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     return load("test/general-v0")
 
 
-def batches(dataset: Dataset) -> tuple[CriticEnsemble, Batch, Batch]:
-    """Critics that nobody trained, and transitions of both kinds with advantages."""
+def models(dataset: Dataset) -> tuple[dict[str, Learner], Replay, Replay]:
+    """Models that nobody trained, and transitions of both kinds with advantages."""
     prepared = prepare(dataset, SHORT, CPU)
     net = NetworkConfig(3, 2, **TINY)
-    value = start_learner("value", net, SHORT, CPU)
-    parts = judge_both(prepared.training, prepared.held_out, value, SHORT)  # type: ignore[arg-type]
-    critics = build_critics(net, torch.Generator().manual_seed(0))
-    return critics, evenly_spaced(parts[0], 100), evenly_spaced(parts[1], 100)
+    learners = {name: start_learner(name, net, SHORT, CPU) for name in ("behavior", "critic")}
+    value = expect(start_learner("value", net, SHORT, CPU), ValueLearner)
+    return learners, *judge_both(prepared.training, prepared.held_out, value, SHORT)
 
 
-def test_what_is_explained_is_the_formula(dataset: Dataset) -> None:
-    critics, training, held_out = batches(dataset)
-    found = generalization(critics, training, held_out)
-    for batch, got in ((training, found.training), (held_out, found.held_out)):
-        error, about, rows = 0.0, 0.0, range(len(batch.actions))
+def critics_of(learners: dict[str, Learner]) -> CriticLearner:
+    return expect(learners["critic"], CriticLearner)
+
+
+def answered(replay: Replay, learners: dict[str, Learner]) -> Replay:
+    """Transitions whose advantages are what the critics say."""
+    with torch.no_grad():
+        rows = replay.rows[replay.index]
+        value = critics_of(learners).critics(rows, replay.actions.unsqueeze(-2)).squeeze(-1)
+    return replace(replay, advantages=value.T)
+
+
+def test_what_is_known_is_the_formula(dataset: Dataset) -> None:
+    learners, *parts = models(dataset)
+    found = measure(*parts, learners)
+    for replay, q, density in zip(
+        parts,
+        (found.critics.training, found.critics.held_out),
+        (found.behavior.training, found.behavior.held_out),
+        strict=True,
+    ):
+        batch, error, about, likely = evenly_spaced(replay, 100), 0.0, 0.0, 0.0
+        rows = range(len(batch.actions))
         target = [float(batch.advantages[i].double().mean()) for i in rows]
         for i in rows:
             with torch.no_grad():
-                value = critics(batch.observations[i], batch.actions[i].unsqueeze(0))
+                value = critics_of(learners).critics(batch.observations[i], batch.actions[i][None])
+                mixture = learners["behavior"].modules["behavior"](batch.observations[i])
             error += (float(value.double().mean()) - target[i]) ** 2
             about += (target[i] - float(np.mean(target))) ** 2
-        assert got == pytest.approx(1 - error / about, rel=1e-4)
+            likely += float(mixture.log_prob(batch.actions[i][None])) / 2 / len(rows)
+        assert q == pytest.approx(1 - error / about, rel=1e-4)
+        assert density == pytest.approx(likely, rel=1e-4)
 
 
 def test_critics_that_hit_their_targets_explain_all(dataset: Dataset) -> None:
-    critics, training, held_out = batches(dataset)
-    with torch.no_grad():
-        value = critics(training.observations, training.actions.unsqueeze(-2)).squeeze(-1).T
-    found = generalization(critics, replace(training, advantages=value), held_out)
-    assert found.training == pytest.approx(1.0)
+    learners, training, held_out = models(dataset)
+    found = measure(answered(training, learners), held_out, learners)
+    assert found.critics.training == pytest.approx(1.0)
     flat = replace(held_out, advantages=torch.ones_like(held_out.advantages))
-    assert generalization(critics, training, flat).held_out is None
+    assert measure(training, flat, learners).critics.held_out is None
+    nothing = held_out.batch(torch.arange(0))
+    assert explained(critics_of(learners).critics, nothing) is None
 
 
 @pytest.mark.parametrize(
-    ("training", "held_out", "enough"),
+    ("critics", "behavior", "words"),
     [
-        (0.85, 0.86, True),
-        (0.36, 0.39, True),
-        (0.6, 0.3, True),
-        (0.6, 0.29, False),
-        (0.96, 0.06, False),
-        (-0.1, -0.01, False),
-        (0.5, 0.0, False),
-        (None, 0.1, True),
-        (0.9, None, True),
+        ((0.85, 0.86), (0.9, 0.8), []),
+        ((0.36, 0.39), (0.9, 0.41), []),
+        ((0.6, 0.3), (None, 0.1), []),
+        ((None, 0.1), (0.1, None), []),
+        ((0.9, None), (0.1, 3.0), []),
+        ((0.6, 0.29), (0.9, 0.8), ["critics explain 0.60"]),
+        ((0.96, 0.06), (0.9, 0.8), ["0.06 on held-out episodes"]),
+        ((-0.1, -0.01), (0.9, 0.8), ["critics"]),
+        ((0.5, 0.0), (0.9, 0.8), ["critics"]),
+        ((0.85, 0.86), (0.9, 0.39), ["behavior model", "0.9 nats", "0.4 on held-out"]),
+        ((0.96, 0.06), (3.8, -11.9), ["critics", "behavior model"]),
     ],
 )
-def test_half_of_what_is_explained_in_training_is_enough(
-    training: float | None, held_out: float | None, enough: bool
+def test_what_is_enough(
+    critics: tuple[float | None, float | None],
+    behavior: tuple[float | None, float | None],
+    words: list[str],
 ) -> None:
-    found = Generalization(training, held_out)
-    assert found.enough == enough
-    if enough:
+    found = Generalization(Known(*critics), Known(*behavior))
+    told = "; ".join(found.lacks)
+    assert all(word in told for word in words)
+    assert found.enough == (not words)
+    bold = TrainConfig(cautious=False)
+    assert found.selection(bold) == SelectionConfig()
+    if found.enough:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warn_of_poor_generalization(found)
-        assert found.selection == SelectionConfig()
+            warn_of_poor_generalization(found, TrainConfig())
+        assert found.selection(TrainConfig()) == SelectionConfig()
     else:
-        with pytest.warns(TrainingWarning, match=r"held-out episodes.*candidates=1.*episodes help"):
-            warn_of_poor_generalization(found)
-        assert found.selection == SelectionConfig(candidates=1)
+        with pytest.warns(TrainingWarning, match=r"clone.*candidates=1.*episodes help"):
+            warn_of_poor_generalization(found, TrainConfig())
+        with pytest.warns(TrainingWarning, match=r"all the same \(cautious=false\)"):
+            warn_of_poor_generalization(found, bold)
+        assert found.selection(TrainConfig()) == SelectionConfig(candidates=1)
+
+
+def test_a_cautious_run_weighs_only_by_what_is_known(dataset: Dataset) -> None:
+    learners, training, held_out = models(dataset)
+    weighed = weigh_both(training, held_out, critics_of(learners), SHORT)
+    assert len(weighed[0].weights.unique()) > 1
+    for cautious, known in ((True, False), (True, True), (False, False)):
+        config = replace(SHORT, cautious=cautious)
+        # What it was trained on may stand for episodes that it knows.
+        held = answered(training, learners) if known else held_out
+        assert measure(answered(training, learners), held, learners).enough == known
+        got, unseen = guide(answered(training, learners), held, learners, config)
+        if cautious and not known:
+            assert bool((got.weights == 1).all()) and bool((unseen.weights == 1).all())
+        else:
+            assert torch.equal(got.weights, weighed[0].weights)
+            assert not bool((unseen.weights == 1).all())
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -113,10 +165,32 @@ def test_nobodys_choice_is_made_by_what_was_measured(dataset: Dataset, tmp_path:
     run(dataset, tmp_path / "out", evaluate=play)
     made = checkpoint.load(tmp_path / "out")
     assert [now.config.selection for now in played] == [made.config.selection]
-    found = Generalization(**made.provenance["critic_generalization"])
+    found = made.provenance["generalization"]
+    known = Generalization(Known(**found["critics"]), Known(**found["behavior"]))
     # A dozen updates on random rewards: these critics know nothing, and that is found out.
-    assert not found.enough
+    assert not known.enough
     assert made.config.selection == SelectionConfig(candidates=1)
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+def test_what_is_not_known_weighs_nothing_in_any_run(dataset: Dataset, tmp_path: Path) -> None:
+    """Temperature and pessimism of the weights make no difference to a cautious run."""
+    runs = {}
+    for name, changes in (
+        ("a", {}),
+        ("b", {"weight_temperature": 3.0}),
+        ("bold", {"weight_temperature": 3.0, "cautious": False}),
+    ):
+        config = replace(SHORT, **changes)
+        run(dataset, tmp_path / name, config=config)
+        fit_seeds(dataset, tmp_path / f"{name}s", config, seeds=1, network=TINY)
+        single = checkpoint.load(tmp_path / name).tensors
+        batched = checkpoint.load(tmp_path / f"{name}s" / "seed-0").tensors
+        actor = {k: v for k, v in single.items() if k.startswith("actor.")}
+        assert all(torch.allclose(v, batched[k], atol=1e-5) for k, v in actor.items())
+        runs[name] = actor
+    assert all(torch.equal(v, runs["b"][k]) for k, v in runs["a"].items())
+    assert not all(torch.equal(v, runs["bold"][k]) for k, v in runs["a"].items())
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
