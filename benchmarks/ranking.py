@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gem_policy import GEMPolicy
+from gem_policy import GEMPolicy, pretrained
 from gem_policy.environments import evaluation_spec, make_env
 from gem_policy.evaluate import machine
 from gem_policy.policy import MixturePredictor
@@ -124,7 +124,7 @@ def measure(policy: GEMPolicy, options: Any, bar: Any) -> dict[str, Any]:
     if len(groups) > 1:
         groups = {"all": np.full(len(origin), True), **groups}
     return {
-        "policy": options.policy,
+        "policy": called(options.policy, policy),
         "dataset_id": policy.provenance.get("dataset_id"),
         "selection": dataclasses.asdict(policy.selection),
         "objective": {"kind": options.objective, **dataclasses.asdict(objective)},
@@ -148,6 +148,11 @@ def measure(policy: GEMPolicy, options: Any, bar: Any) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "machine": machine(),
     }
+
+
+def called(source: str, policy: GEMPolicy) -> str:
+    """A shipped policy's name; of any other the dataset, which names no folder of this machine."""
+    return source if source in pretrained.names() else str(policy.provenance["dataset_id"])
 
 
 def interval(x: dict[str, float] | None, digits: int = 4, factor: float = 1.0) -> str:
@@ -202,7 +207,7 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as bar:
         row = measure(policy, options, bar)
-    name = f"{options.policy}, {options.objective}, follow {options.follow}"
+    name = f"{called(options.policy, policy)}, {options.objective}, follow {options.follow}"
     if options.noise:
         name += f", noise {options.noise:g}"
     print(table(name, row))

@@ -32,7 +32,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-compare, export = script("compare"), script("export")
+compare, export, table = script("compare"), script("export"), script("table")
 
 WIDE = gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 1]), dtype=np.float32)
 LENGTHS = (4, 1, 6, 3, 5, 2, 7, 3)
@@ -179,3 +179,21 @@ def test_records_of_other_runs_are_kept(tmp_path: Path):
     put("b", 100, 4)
     found = [(r["dataset_id"], r["value"]) for r in json.loads(path.read_text())["records"]]
     assert sorted(found) == [("a", 2), ("b", 3), ("b", 4)]
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert f"{table.START}\n{table.body()}\n{table.END}" in text
+
+
+def test_a_row_of_the_table_is_a_record() -> None:
+    def row(label: str, mean: float) -> dict[str, Any]:
+        return {
+            "label": label,
+            "summary": {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}},
+        }
+
+    rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
+    record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, row("GEM N=4 x", 99.4)]}
+    cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
+    assert table.line(record) == f"| a/b | 7 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
