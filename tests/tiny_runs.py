@@ -24,6 +24,7 @@ SHORT = TrainConfig(
     actor_updates=12,
     batch_size=16,
     holdout=0.3,
+    cautious=False,  # a dozen updates know nothing; their actor is to be trained all the same
 )
 UPDATES = 56
 

@@ -33,8 +33,9 @@ class TrainConfig:
             critics; 0 takes their mean.
         weight_max: Largest weight of a transition in the actor's loss.
         cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
-            are in `gem_policy.training.generalization`), every weight is 1, so that the actor is a
-            clone of the data, and the policy takes its mode unless selection settings are given.
+            are in `gem_policy.training.generalization`), the actor is the behavior model (where
+            their networks differ in size, one that is trained like it), and the policy takes its
+            mode unless selection settings are given.
         responsibility_floor: Smallest responsibility of a component, before renormalizing; keeps
             components alive.
         return_normalization: Divide every reward by the range of the dataset's episode returns

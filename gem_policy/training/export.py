@@ -20,7 +20,14 @@ from gem_policy.training.generalization import (
     measure,
     warn_of_poor_generalization,
 )
-from gem_policy.training.learners import CriticLearner, Learner, ValueLearner, expect
+from gem_policy.training.learners import (
+    ActorLearner,
+    BehaviorLearner,
+    CriticLearner,
+    Learner,
+    ValueLearner,
+    expect,
+)
 from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
 from gem_policy.training.replay import Replay
@@ -44,7 +51,9 @@ def finish(
     selection: SelectionConfig | None,
     config: TrainConfig,
 ) -> Checkpoint:
-    """The checkpoint of finished learners, with what the data say of its critics.
+    """The checkpoint of finished learners, with what the data say of its models.
+
+    Where a cautious run is to be a clone, the actor's learner takes over the behavior model.
 
     Args:
         dataset: What was trained on.
@@ -59,6 +68,9 @@ def finish(
             too little of held-out episodes.
     """
     known, held_out = what_is_known(prepared, learners, config)
+    if known.clones(config):
+        behavior = expect(learners["behavior"], BehaviorLearner)
+        expect(learners["actor"], ActorLearner).become(behavior.model)
     critics = expect(learners["critic"], CriticLearner).critics
     spread = critic_spread(critics, evenly_spaced(held_out, HELD_OUT_ROWS), config.seed)
     warn_of_small_spread(spread)

@@ -72,11 +72,13 @@ class Generalization:
         """Whether advantages may weigh the data, and critics choose."""
         return not self.lacks
 
+    def clones(self, config: TrainConfig) -> bool:
+        """Whether a run with these settings leaves it at cloning."""
+        return config.cautious and not self.enough
+
     def selection(self, config: TrainConfig) -> SelectionConfig:
-        """Settings where nobody chose any: the actor's mode of a cautious run if not enough."""
-        return (
-            SelectionConfig(candidates=1) if config.cautious and self.lacks else SelectionConfig()
-        )
+        """Settings where nobody chose any: the actor's mode of a clone, else the defaults."""
+        return SelectionConfig(candidates=1) if self.clones(config) else SelectionConfig()
 
 
 def measure(training: Replay, held_out: Replay, learners: Mapping[str, Learner]) -> Generalization:
@@ -114,7 +116,7 @@ def guide(
     training: Replay, held_out: Replay, learners: Mapping[str, Learner], config: TrainConfig
 ) -> tuple[Replay, Replay]:
     """The transitions with the actor's weights: all one in a cautious run that knows too little."""
-    if config.cautious and not measure(training, held_out, learners).enough:
+    if measure(training, held_out, learners).clones(config):
         return training, held_out
     return weigh_both(training, held_out, expect(learners["critic"], CriticLearner), config)
 
@@ -124,7 +126,7 @@ def warn_of_poor_generalization(found: Generalization, config: TrainConfig) -> N
     if found.enough:
         return
     done = (
-        "So the actor is a clone of the data (all weights are one), and the policy takes its mode "
+        "So the actor is a clone of the data (the behavior model), and the policy takes its mode "
         "(candidates=1) unless told otherwise; cautious=false weighs and chooses all the same."
         if config.cautious
         else "The actor was weighed by these critics all the same (cautious=false)."

@@ -281,6 +281,19 @@ class ActorLearner(Learner):
             {"actor": self.model}, config.policy_lr, config.actor_updates, config.weight_decay
         )
 
+    def become(self, model: MixturePolicy) -> bool:
+        """Take over the weights of a mixture that is built alike, which ends the phase.
+
+        Returns:
+            False, and nothing is changed, where it is built otherwise.
+        """
+        own, other = self.model.state_dict(), model.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in other.items()}:
+            return False
+        self.model.load_state_dict(other)
+        self.step = self.updates
+        return True
+
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted log-likelihood; the weights come with the batch."""
         loss = guided_em_loss(

@@ -29,7 +29,7 @@ from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
-from gem_policy.training.generalization import guide
+from gem_policy.training.generalization import guide, measure
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -227,6 +227,7 @@ def _train(
             value = expect(learners["value"], ValueLearner)
             training, held_out = judge_both(training, held_out, value, config)
         elif isinstance(learner, ActorLearner):
+            _clone_if_cautious(training, held_out, learners, config, told)
             training, held_out = guide(training, held_out, learners, config)
         best = None
         if config.patience and isinstance(learner, BehaviorLearner | ActorLearner):
@@ -235,6 +236,24 @@ def _train(
                 best.restore(saved.own(f"best/{name}"))
         _run_phase(number, learners, training, held_out, config, told, best)
     return learners
+
+
+def _clone_if_cautious(
+    training: Replay,
+    held_out: Replay,
+    learners: Mapping[str, Learner],
+    config: TrainConfig,
+    told: _Told,
+) -> None:
+    """End the actor's phase before it begins if the actor is to be the behavior model."""
+    actor = expect(learners["actor"], ActorLearner)
+    if actor.step == actor.updates or not measure(training, held_out, learners).clones(config):
+        return
+    if actor.become(expect(learners["behavior"], BehaviorLearner).model):
+        save_learners(told.run, "actor", learners, told.out)
+        reading = told.play(learners) if told.plays(actor) else {}
+        total = sum(getattr(config, f"{phase}_updates") for phase in PHASES)
+        told.progress(Progress("actor", actor.step, actor.updates, total, total, reading))
 
 
 def _run_phase(

@@ -29,10 +29,11 @@ from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.run import gather_settings
 from gem_policy.training.seeds import fit_seeds
-from gem_policy.training.trainer import start_learner
+from gem_policy.training.trainer import Progress, start_learner
 from gem_policy.training.validation import evenly_spaced
 
 CPU = torch.device("cpu")
+CAUTIOUS = replace(SHORT, cautious=True)
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_nobodys_choice_is_made_by_what_was_measured(dataset: Dataset, tmp_path:
         played.append(now)
         return {}
 
-    run(dataset, tmp_path / "out", evaluate=play)
+    run(dataset, tmp_path / "out", CAUTIOUS, evaluate=play)
     made = checkpoint.load(tmp_path / "out")
     assert [now.config.selection for now in played] == [made.config.selection]
     found = made.provenance["generalization"]
@@ -172,25 +173,48 @@ def test_nobodys_choice_is_made_by_what_was_measured(dataset: Dataset, tmp_path:
     assert made.config.selection == SelectionConfig(candidates=1)
 
 
+def parts_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """One network's tensors in a checkpoint."""
+    tensors = checkpoint.load(folder).tensors
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
-def test_what_is_not_known_weighs_nothing_in_any_run(dataset: Dataset, tmp_path: Path) -> None:
-    """Temperature and pessimism of the weights make no difference to a cautious run."""
-    runs = {}
-    for name, changes in (
-        ("a", {}),
-        ("b", {"weight_temperature": 3.0}),
-        ("bold", {"weight_temperature": 3.0, "cautious": False}),
-    ):
-        config = replace(SHORT, **changes)
-        run(dataset, tmp_path / name, config=config)
-        fit_seeds(dataset, tmp_path / f"{name}s", config, seeds=1, network=TINY)
-        single = checkpoint.load(tmp_path / name).tensors
-        batched = checkpoint.load(tmp_path / f"{name}s" / "seed-0").tensors
-        actor = {k: v for k, v in single.items() if k.startswith("actor.")}
-        assert all(torch.allclose(v, batched[k], atol=1e-5) for k, v in actor.items())
-        runs[name] = actor
-    assert all(torch.equal(v, runs["b"][k]) for k, v in runs["a"].items())
-    assert not all(torch.equal(v, runs["bold"][k]) for k, v in runs["a"].items())
+@pytest.mark.parametrize("cautious", [True, False])
+def test_a_cautious_run_without_knowledge_is_cloning(
+    cautious: bool, dataset: Dataset, tmp_path: Path
+) -> None:
+    config = replace(SHORT, cautious=cautious)
+    told: list[Progress] = []
+    first = run(dataset, tmp_path / "one", config=config, progress=told.append)
+    fit_seeds(dataset, tmp_path / "many", config, seeds=2, network=TINY)
+    for folder in (tmp_path / "one", tmp_path / "many" / "seed-0", tmp_path / "many" / "seed-1"):
+        assert same(parts_of(folder, "actor"), parts_of(folder, "behavior")) == cautious
+    actor = [now.step for now in told if now.phase == "actor"]
+    assert actor == ([12] if cautious else list(range(1, 13))) and told[-1].done == told[-1].total
+    # Called again it is finished, and says so without playing or training anything.
+    again: list[Progress] = []
+    assert run(dataset, tmp_path / "one", config=config, progress=again.append) == first
+    assert again == []
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+def test_a_clone_of_another_size_is_trained_like_the_behavior_model(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    network = {**TINY, "actor_components": 3}
+    made = []
+    for name, temperature in (("a", 0.5), ("b", 3.0)):  # whatever the weights would be
+        config = replace(CAUTIOUS, weight_temperature=temperature)
+        run(dataset, tmp_path / name, config=config, network=network)
+        made.append(parts_of(tmp_path / name, "actor"))
+    assert same(*made)
+    run(dataset, tmp_path / "bold", network=network)
+    assert not same(made[0], parts_of(tmp_path / "bold", "actor"))
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")

@@ -46,6 +46,7 @@ SHORT = TrainConfig(
     actor_updates=7,
     batch_size=16,
     holdout=0.3,
+    cautious=False,  # as in tiny_runs
     target_rate=0.1,
     responsibility_floor=0.01,
 )
