@@ -54,7 +54,7 @@ def body() -> str:
     }
     return "\n".join(
         [
-            f"| data | updates | {' | '.join(COLUMNS.values())} |",
+            f"| data | IQL's updates | {' | '.join(COLUMNS.values())} |",
             "| --- " * (2 + len(COLUMNS)) + "|",
             *(line(r) for r in sorted(shown, key=lambda r: (r["dataset_id"], r["updates"]))),
             "",
