@@ -355,9 +355,9 @@ def test_rules_are_values() -> None:
         ),
         (
             {"value_scale": "raw", "support_weight": 0.5, "bound": "paired"},
-            BehaviorNormalized(PairedBound(1.0), 0.5),
+            BehaviorNormalized(PairedBound(3.0), 0.5),
         ),
-        ({}, BehaviorNormalized(Standardized(PairedBound(1.0)), 1.0)),
+        ({}, BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0)),
     ],
 )
 def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:
