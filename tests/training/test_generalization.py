@@ -196,7 +196,7 @@ def test_a_cautious_run_without_knowledge_is_cloning(
         assert same(parts_of(folder, "actor"), parts_of(folder, "behavior")) == cautious
     actor = [now.step for now in told if now.phase == "actor"]
     assert actor == ([12] if cautious else list(range(1, 13))) and told[-1].done == told[-1].total
-    # Called again it is finished, and says so without playing or training anything.
+    # Called again it is finished, and trains nothing.
     again: list[Progress] = []
     assert run(dataset, tmp_path / "one", config=config, progress=again.append) == first
     assert again == []
@@ -220,6 +220,6 @@ def test_a_clone_of_another_size_is_trained_like_the_behavior_model(
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
 def test_somebodys_choice_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     settings = gather_settings(None, ["candidates=5"], 0)
-    run(dataset, tmp_path / "out", selection=settings.selection)
+    run(dataset, tmp_path / "out", CAUTIOUS, selection=settings.selection)
     assert checkpoint.load(tmp_path / "out").config.selection == SelectionConfig(candidates=5)
     assert gather_settings(None, ["dropout=0.5"], 0).selection is None
