@@ -113,12 +113,16 @@ def log_likelihood(behavior: MixturePolicy, batch: Batch) -> float | None:
 
 
 def guide(
-    training: Replay, held_out: Replay, learners: Mapping[str, Learner], config: TrainConfig
+    training: Replay,
+    held_out: Replay,
+    known: Generalization,
+    critic: CriticLearner,
+    config: TrainConfig,
 ) -> tuple[Replay, Replay]:
     """The transitions with the actor's weights: all one in a cautious run that knows too little."""
-    if measure(training, held_out, learners).clones(config):
+    if known.clones(config):
         return training, held_out
-    return weigh_both(training, held_out, expect(learners["critic"], CriticLearner), config)
+    return weigh_both(training, held_out, critic, config)
 
 
 def warn_of_poor_generalization(found: Generalization, config: TrainConfig) -> None:

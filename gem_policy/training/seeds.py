@@ -23,8 +23,8 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
-from gem_policy.training.generalization import guide
-from gem_policy.training.learners import ValueLearner, expect
+from gem_policy.training.generalization import guide, measure
+from gem_policy.training.learners import CriticLearner, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
@@ -227,7 +227,8 @@ def weigh_all(
         prepared = prepare(dataset, config, shared.numbers.device)
         value = expect(own["value"], ValueLearner)
         judged = judge_both(prepared.training, prepared.held_out, value, config)
-        parts.append(guide(*judged, own, config)[0].weights)
+        critic = expect(own["critic"], CriticLearner)
+        parts.append(guide(*judged, measure(*judged, own), critic, config)[0].weights)
     none = torch.empty(len(shared.numbers), 0, device=shared.numbers.device)
     return replace(shared, advantages=none, weights=torch.cat(parts))
 

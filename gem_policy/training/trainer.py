@@ -227,8 +227,11 @@ def _train(
             value = expect(learners["value"], ValueLearner)
             training, held_out = judge_both(training, held_out, value, config)
         elif isinstance(learner, ActorLearner):
-            _clone_if_cautious(training, held_out, learners, config, told)
-            training, held_out = guide(training, held_out, learners, config)
+            known = measure(training, held_out, learners)
+            if known.clones(config):
+                _become_clone(learners, config, told)
+            critic = expect(learners["critic"], CriticLearner)
+            training, held_out = guide(training, held_out, known, critic, config)
         best = None
         if config.patience and isinstance(learner, BehaviorLearner | ActorLearner):
             best = BestWeights(learner)
@@ -238,18 +241,12 @@ def _train(
     return learners
 
 
-def _clone_if_cautious(
-    training: Replay,
-    held_out: Replay,
-    learners: Mapping[str, Learner],
-    config: TrainConfig,
-    told: _Told,
-) -> None:
-    """End the actor's phase before it begins if the actor is to be the behavior model."""
+def _become_clone(learners: Mapping[str, Learner], config: TrainConfig, told: _Told) -> None:
+    """End the actor's phase with the behavior model's weights, unless it has ended before."""
     actor = expect(learners["actor"], ActorLearner)
-    if actor.step == actor.updates or not measure(training, held_out, learners).clones(config):
-        return
-    if actor.become(expect(learners["behavior"], BehaviorLearner).model):
+    if actor.step < actor.updates and actor.become(
+        expect(learners["behavior"], BehaviorLearner).model
+    ):
         save_learners(told.run, "actor", learners, told.out)
         reading = told.play(learners) if told.plays(actor) else {}
         total = sum(getattr(config, f"{phase}_updates") for phase in PHASES)

@@ -146,8 +146,10 @@ def test_a_cautious_run_weighs_only_by_what_is_known(dataset: Dataset) -> None:
         config = replace(SHORT, cautious=cautious)
         # What it was trained on may stand for episodes that it knows.
         held = answered(training, learners) if known else held_out
-        assert measure(answered(training, learners), held, learners).enough == known
-        got, unseen = guide(answered(training, learners), held, learners, config)
+        found = measure(answered(training, learners), held, learners)
+        assert found.enough == known
+        critic = critics_of(learners)
+        got, unseen = guide(answered(training, learners), held, found, critic, config)
         if cautious and not known:
             assert bool((got.weights == 1).all()) and bool((unseen.weights == 1).all())
         else:
