@@ -2,8 +2,8 @@
 
     python benchmarks/iql/table.py
 
-Reads benchmarks/results/iql.json (the records whose label begins with "defaults") and
-hopper_budget.json. Run again it changes nothing.
+Reads benchmarks/results/iql.json (the records whose label begins with "defaults") and the
+*_budget.json there. Run again it changes nothing.
 """
 
 from __future__ import annotations
@@ -37,32 +37,43 @@ def line(record: dict[str, Any]) -> str:
         row = next(r for r in record["rows"] if r["label"].startswith(label))
         count = row["label"].split()[1] if label == "GEM" else ""
         cells.append(f"{interval(row)} {count}".strip())
-    name = record["dataset_id"].removeprefix("gem/").removesuffix("-v0")
-    return " | ".join([f"| {name}", f"{record['updates']}", *cells]) + " |"
+    return " | ".join([f"| {name_of(record['dataset_id'])}", f"{record['updates']}", *cells]) + " |"
+
+
+def name_of(dataset_id: str) -> str:
+    """A dataset's id, as the tables show it."""
+    return dataset_id.removeprefix("gem/").removesuffix("-v0")
+
+
+def budgets() -> list[str]:
+    """Returns over N: the lines of a table, one for every ``*_budget.json``."""
+    lines: list[str] = []
+    for path in sorted(RESULTS.glob("*_budget.json")):
+        document = json.loads(path.read_text())
+        rows = [r for r in document["rows"] if r["label"].startswith("GEM")]
+        if not lines:
+            counts = " | ".join(f"N = {r['settings']['candidates']}" for r in rows)
+            lines += [f"| data | episodes | seed | {counts} |", "| --- " * (3 + len(rows)) + "|"]
+        returns = " | ".join(interval(r) for r in rows)
+        cells = [name_of(document["dataset_id"]), *(str(document[k]) for k in ("episodes", "seed"))]
+        lines.append(f"| {' | '.join(cells)} | {returns} |")
+    return lines
 
 
 def body() -> str:
     """Both tables."""
     records = json.loads((RESULTS / "iql.json").read_text())["records"]
     shown = [r for r in records if r["label"].startswith("defaults")]
-    episodes = {r["episodes"] for r in shown}
-    budget = json.loads((RESULTS / "hopper_budget.json").read_text())
-    curve = {
-        r["settings"]["candidates"]: interval(r)
-        for r in budget["rows"]
-        if r["label"].startswith("GEM")
-    }
+    episodes, seed = shown[0]["episodes"], shown[0]["seed"]
     return "\n".join(
         [
             f"| data | IQL's updates | {' | '.join(COLUMNS.values())} |",
             "| --- " * (2 + len(COLUMNS)) + "|",
             *(line(r) for r in sorted(shown, key=lambda r: (r["dataset_id"], r["updates"]))),
             "",
-            f"Returns, {min(episodes)} episodes a row. The budget on hopper/medium-expert:",
+            f"Returns, {episodes} episodes a row, from seed {seed}. The budget:",
             "",
-            "| " + " | ".join(f"N = {n}" for n in curve) + " |",
-            "| --- " * len(curve) + "|",
-            "| " + " | ".join(curve.values()) + " |",
+            *budgets(),
         ]
     )
 
