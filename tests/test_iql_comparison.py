@@ -186,14 +186,28 @@ def test_the_readme_says_what_was_measured() -> None:
     assert f"{table.START}\n{table.body()}\n{table.END}" in text
 
 
-def test_a_row_of_the_table_is_a_record() -> None:
-    def row(label: str, mean: float) -> dict[str, Any]:
-        return {
-            "label": label,
-            "summary": {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}},
-        }
+def row(label: str, mean: float, **settings: int) -> dict[str, Any]:
+    """A row of results with a return of ``mean`` +- 1."""
+    summary = {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}}
+    return {"label": label, "settings": settings, "summary": summary}
 
+
+def test_a_row_of_the_table_is_a_record() -> None:
     rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
     record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, row("GEM N=4 x", 99.4)]}
     cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
     assert table.line(record) == f"| a/b | 7 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
+
+
+def test_a_budget_stands_under_its_own_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, counts in (("a", (1, 4)), ("b", (4, 1))):
+        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
+        document = {"dataset_id": f"gem/{name}-v0", "episodes": 5, "seed": 6}
+        made = {**document, "rows": [row("actor mode", 7.0), *rows]}
+        (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    cells = "| 5 | 6 | 10 [9, 11] | 40 [39, 41] |"
+    assert table.budgets()[0] == "| data | episodes | seed | N = 1 | N = 4 |"
+    assert table.budgets()[2:] == [f"| a {cells}", f"| b {cells}"]

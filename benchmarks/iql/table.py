@@ -3,7 +3,12 @@
     python benchmarks/iql/table.py
 
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults") and the
-*_budget.json there. Run again it changes nothing.
+*_budget.json there, each written by
+
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 60000 --batched
+                            --candidates 1,4,16,64,256 --json FILE
+
+Run again it changes nothing.
 """
 
 from __future__ import annotations
@@ -46,17 +51,20 @@ def name_of(dataset_id: str) -> str:
 
 
 def budgets() -> list[str]:
-    """Returns over N: the lines of a table, one for every ``*_budget.json``."""
-    lines: list[str] = []
-    for path in sorted(RESULTS.glob("*_budget.json")):
-        document = json.loads(path.read_text())
-        rows = [r for r in document["rows"] if r["label"].startswith("GEM")]
-        if not lines:
-            counts = " | ".join(f"N = {r['settings']['candidates']}" for r in rows)
-            lines += [f"| data | episodes | seed | {counts} |", "| --- " * (3 + len(rows)) + "|"]
-        returns = " | ".join(interval(r) for r in rows)
-        cells = [name_of(document["dataset_id"]), *(str(document[k]) for k in ("episodes", "seed"))]
-        lines.append(f"| {' | '.join(cells)} | {returns} |")
+    """Returns over N: the lines of a table, one for every ``*_budget.json``, with the same N."""
+    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_budget.json"))]
+    curves = [
+        {r["settings"]["candidates"]: r for r in document["rows"] if r["label"].startswith("GEM")}
+        for document in documents
+    ]
+    counts = list(curves[0])
+    lines = [
+        f"| data | episodes | seed | {' | '.join(f'N = {n}' for n in counts)} |",
+        "| --- " * (3 + len(counts)) + "|",
+    ]
+    for document, curve in zip(documents, curves, strict=True):
+        of = [name_of(document["dataset_id"]), *(str(document[k]) for k in ("episodes", "seed"))]
+        lines.append(f"| {' | '.join([*of, *(interval(curve[n]) for n in counts)])} |")
     return lines
 
 
