@@ -16,6 +16,7 @@ BOUNDS = ("lower", "paired")
 # No network of this method is larger; a hostile checkpoint is refused before it costs memory.
 MAX_SIZE = 2**20
 MAX_LAYERS = 64
+MAX_FREQUENCIES = 16  # beyond, single precision has nothing left to tell
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -76,6 +77,9 @@ class NetworkConfig:
         behavior_hidden: Widths of the behavior model's hidden layers.
         critic_hidden: Widths of every critic's hidden layers.
         critic_layer_norm: LayerNorm before each critic activation; see DESIGN.md for why.
+        critic_frequencies: Critics and state values see every (normalized) number of the
+            observation also as sin and cos of 1, 2, 4, ... times itself, for so many frequencies.
+            For mazes, where a value changes within a wall's thickness; 0: the numbers alone.
         min_std: Smallest standard deviation of a component, in normalized action units.
         max_std: Largest standard deviation of a component, in normalized action units.
     """
@@ -89,6 +93,7 @@ class NetworkConfig:
     behavior_hidden: tuple[int, ...] = (256, 256)
     critic_hidden: tuple[int, ...] = (256, 256)
     critic_layer_norm: bool = True
+    critic_frequencies: int = 0
     min_std: float = 0.05
     max_std: float = 1.0
 
@@ -114,6 +119,7 @@ class NetworkConfig:
             self.critic_layer_norm,
             "True or False",
         )
+        require_count("critic_frequencies", self.critic_frequencies, 0, MAX_FREQUENCIES)
         require_number("min_std", self.min_std, "a number in [1e-6, 10]", 1e-6, 10)
         require_number("max_std", self.max_std, "a number in [1e-6, 100]", 1e-6, 100)
         require(

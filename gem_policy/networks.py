@@ -118,8 +118,35 @@ class Ensemble(nn.Module):
         return x.squeeze(-1)
 
 
+def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*batch inputs"]:
+    """Every number also as sin and cos of 1, 2, 4, ... times itself, for so many frequencies.
+
+    A network of the bare numbers is smooth over short distances (spectral bias; positional
+    encoding: Tancik et al., arXiv 2006.10739), and so values leak through thin walls.
+    """
+    if frequencies == 0:
+        return x
+    angles = torch.cat([x * 2.0**k for k in range(frequencies)], -1)
+    return torch.cat([x, angles.sin(), angles.cos()], -1)
+
+
+def waves_size(size: int, frequencies: int) -> int:
+    """Length of what `waves` makes of ``size`` numbers."""
+    return size * (1 + 2 * frequencies)
+
+
 class CriticEnsemble(Ensemble):
-    """Q_1..Q_E: values of actions, in units of (scaled) reward."""
+    """Q_1..Q_E: values of actions, in units of (scaled) reward.
+
+    Args:
+        members: E.
+        observation_size: Length of the (normalized) observation.
+        action_size: Length of the (normalized) action.
+        hidden: As for `Ensemble`.
+        layer_norm: As for `Ensemble`.
+        frequencies: In which the observation is also seen, see `waves`; 0: it alone.
+        generator: Source of the initial weights.
+    """
 
     def __init__(
         self,
@@ -128,10 +155,12 @@ class CriticEnsemble(Ensemble):
         action_size: int,
         hidden: Sequence[int],
         layer_norm: bool,
+        frequencies: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(members, observation_size + action_size, hidden, layer_norm, generator)
-        self.observation_size = observation_size
+        self.state_size = waves_size(observation_size, frequencies)
+        super().__init__(members, self.state_size + action_size, hidden, layer_norm, generator)
+        self.frequencies = frequencies
 
     def forward(
         self,
@@ -143,10 +172,10 @@ class CriticEnsemble(Ensemble):
         The observation's share of the first layer is computed once per state, not per candidate.
         """
         *batch, count, width = actions.shape
-        rows = math.prod(batch)
-        split = self.observation_size
+        rows, split = math.prod(batch), self.state_size
         weight, members = self.weights[0], self.members
-        state = observations.reshape(1, rows, split).expand(members, rows, split)
+        state = waves(observations, self.frequencies).reshape(1, rows, split)
+        state = state.expand(members, rows, split)
         state = torch.baddbmm(self.biases[0], state, weight[:, :split])
         action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
         x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
@@ -155,15 +184,31 @@ class CriticEnsemble(Ensemble):
 
 
 class ValueEnsemble(Ensemble):
-    """V_1..V_E: values of states; needed by the trainer only."""
+    """V_1..V_E: values of states; needed by the trainer only.
+
+    The arguments are those of `CriticEnsemble`, without the action.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        observation_size: int,
+        hidden: Sequence[int],
+        layer_norm: bool,
+        frequencies: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        inputs = waves_size(observation_size, frequencies)
+        super().__init__(members, inputs, hidden, layer_norm, generator)
+        self.frequencies = frequencies
 
     def forward(
         self, observations: Float[Tensor, "*batch obs"]
     ) -> Float[Tensor, " members *batch"]:
         """Value of every state by every member."""
         *batch, size = observations.shape
-        rows = observations.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
-        x = torch.baddbmm(self.biases[0], rows, self.weights[0])
+        rows = waves(observations.reshape(math.prod(batch), size), self.frequencies)
+        x = torch.baddbmm(self.biases[0], rows.expand(self.members, -1, -1), self.weights[0])
         return self.after_first(x).reshape(self.members, *batch)
 
 
@@ -205,6 +250,7 @@ def build_critics(
         config.action_size,
         config.critic_hidden,
         config.critic_layer_norm,
+        config.critic_frequencies,
         generator,
     )
 
@@ -216,5 +262,6 @@ def build_values(config: NetworkConfig, generator: torch.Generator | None = None
         config.observation_size,
         config.critic_hidden,
         config.critic_layer_norm,
+        config.critic_frequencies,
         generator,
     )

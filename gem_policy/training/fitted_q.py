@@ -191,7 +191,7 @@ class FittedQLearner(Learner):
         given = self.parameters if weights is None else weights
         layers = len(given) // 2
         matrices, biases = given[:layers], given[layers:]
-        split = self.critics.observation_size
+        split = self.critics.state_size
         own = actions.repeat_interleave(self.critics.members // self.selections, 0)
         state = observations.expand(len(own), *observations.shape)
         x = torch.baddbmm(biases[0], state, matrices[0][:, :split])
@@ -407,7 +407,7 @@ def _learner(
     network = policy.config.network
     sizes = (network.observation_size, network.action_size, config.hidden)
     generator = torch.Generator().manual_seed(config.seed)
-    one = CriticEnsemble(config.members, *sizes, True, generator)
+    one = CriticEnsemble(config.members, *sizes, True, generator=generator)
     critics = CriticEnsemble(config.members * selections, *sizes, True)
     weights = {name: w.repeat(selections, 1, 1) for name, w in one.state_dict().items()}
     critics.load_state_dict(weights)

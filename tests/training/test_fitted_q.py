@@ -153,7 +153,7 @@ def test_side_by_side_is_the_same_as_alone() -> None:
 
 def test_each_member_is_the_critic_ensembles_own_evaluation() -> None:
     generator = torch.Generator().manual_seed(0)
-    critics = CriticEnsemble(4, 3, 2, (8, 8), True, generator)
+    critics = CriticEnsemble(4, 3, 2, (8, 8), True, generator=generator)
     learner = FittedQLearner(critics, 2, SMALL, 0.9, center=1.5, scale=2.0, bounds=(-9, 9))
     rows = torch.randn(5, 3, generator=generator)
     actions = torch.randn(2, 5, 2, generator=generator)

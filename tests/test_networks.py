@@ -1,0 +1,115 @@
+"""The ensembles against loops over members, states and candidates."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import tiny_policy
+
+from gem_policy import GEMPolicy
+from gem_policy.config import NetworkConfig
+from gem_policy.errors import ConfigError
+from gem_policy.networks import Ensemble, build_critics, build_values, waves
+
+
+def in_waves(observation: list[float], frequencies: int) -> list[float]:
+    """The numbers, then their sines by rising frequency, then their cosines."""
+    angles = [2**k * x for k in range(frequencies) for x in observation]
+    return observation + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+
+
+def member_output(ensemble: Ensemble, member: int, inputs: list[float]) -> float:
+    """One member's network in float64, one unit at a time."""
+    values = inputs
+    last = len(ensemble.weights) - 1
+    for layer in range(last + 1):
+        weight = ensemble.weights[layer][member].double().tolist()
+        bias = ensemble.biases[layer][member, 0].double().tolist()
+        values = [
+            bias[o] + math.fsum(values[i] * weight[i][o] for i in range(len(values)))
+            for o in range(len(bias))
+        ]
+        if layer < last:
+            if ensemble.layer_norm:
+                mean = math.fsum(values) / len(values)
+                variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
+                values = [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
+            values = [max(v, 0.0) for v in values]
+    return values[0]
+
+
+def small(frequencies: int, layer_norm: bool = True) -> NetworkConfig:
+    """Two members of eight units, three observations, two actions."""
+    return NetworkConfig(
+        3,
+        2,
+        critics=2,
+        critic_hidden=(8, 8),
+        critic_layer_norm=layer_norm,
+        critic_frequencies=frequencies,
+    )
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("frequencies", [0, 1, 4])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_ensembles_are_their_loops(
+    batch: tuple[int, ...], frequencies: int, layer_norm: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    config = small(frequencies, layer_norm)
+    critics, values = build_critics(config, generator), build_values(config, generator)
+    observations = torch.randn(*batch, 3, generator=generator)
+    actions = torch.rand(*batch, 5, 2, generator=generator) * 2 - 1
+    with torch.no_grad():
+        q, v = critics(observations, actions), values(observations)
+    assert q.shape == (2, *batch, 5) and v.shape == (2, *batch)
+    for member in range(2):
+        for place in np.ndindex(*batch):
+            seen = in_waves(observations[place].double().tolist(), frequencies)
+            expected = member_output(values, member, seen)
+            assert float(v[(member, *place)]) == pytest.approx(expected, abs=1e-5)
+            for n in range(5):
+                expected = member_output(critics, member, seen + actions[(*place, n)].tolist())
+                assert float(q[(member, *place, n)]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_frequencies_nothing_is_added() -> None:
+    x = torch.randn(4, 3)
+    assert waves(x, 0) is x
+    assert waves(x, 2).shape == (4, 15)
+
+
+def test_frequencies_tell_close_states_apart() -> None:
+    """What they are for: more of them, more change over a short distance."""
+    change = []
+    for frequencies in (0, 3, 6):
+        values = build_values(small(frequencies), torch.Generator().manual_seed(0))
+        x = torch.linspace(-1, 1, 401)[:, None].expand(-1, 3)
+        with torch.no_grad():
+            v = values(x)
+        change.append(float((v[:, 1:] - v[:, :-1]).abs().mean() / v.std()))
+    assert change[0] < change[1] < change[2]
+
+
+def test_a_policy_with_frequencies_is_saved_and_loaded_whole(tmp_path: Path) -> None:
+    policy = tiny_policy(network={"critic_frequencies": 3})
+    policy.save(tmp_path / "model.safetensors")
+    again = GEMPolicy.load(tmp_path / "model.safetensors", device="cpu")
+    observations = np.stack([policy.observation_space.sample() for _ in range(7)])
+    actions, _ = again.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, policy.predict(observations, deterministic=True)[0])
+    for row, action in zip(observations, actions, strict=True):
+        np.testing.assert_array_equal(again.predict(row, deterministic=True)[0], action)
+    plain = tiny_policy()
+    assert not np.array_equal(plain.predict(observations, deterministic=True)[0], actions)
+
+
+@pytest.mark.parametrize("value", [-1, 17, True])
+def test_a_senseless_number_of_frequencies_is_refused(value: int) -> None:
+    with pytest.raises(ConfigError, match="critic_frequencies"):
+        NetworkConfig(3, 2, critic_frequencies=value)
