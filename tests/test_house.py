@@ -44,6 +44,7 @@ LEVELS = {
     "evaluate": 5,
     "ranking": 5,
     "report": 5,
+    "rollouts": 5,
     "sb3": 5,
     "simulators": 5,
     "training.fitted_q": 5,
