@@ -354,7 +354,7 @@ def doctor(
 def list_datasets(as_json: Json = False) -> None:
     """Every dataset that `make` can make, and whether it is here."""
     from gem_policy.training import recipes
-    from gem_policy.training.dataset import local_ids
+    from gem_policy.training.location import local_ids
 
     here = set(local_ids())
     if as_json:
