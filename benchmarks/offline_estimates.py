@@ -32,7 +32,8 @@ from gem_policy.evaluate import Interval, machine
 from gem_policy.rollouts import Job, Objective, roll_out
 from gem_policy.simulators import save
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.fitted_q import Estimate, FittedQConfig, estimate, grid
+from gem_policy.training.fitted_q import Estimate, estimate, grid
+from gem_policy.training.fitted_q_learner import FittedQConfig
 
 NOTE = (
     "`estimated` is the mean over all held-out starts, `estimated_here` and `real` over those that "

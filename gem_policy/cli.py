@@ -298,8 +298,9 @@ def estimate(
     """Estimate a policy's discounted return from data alone, by fitted Q evaluation."""
     from gem_policy.policy import GEMPolicy
     from gem_policy.training.dataset import load
-    from gem_policy.training.fitted_q import FittedQConfig, grid
     from gem_policy.training.fitted_q import estimate as fit
+    from gem_policy.training.fitted_q import grid
+    from gem_policy.training.fitted_q_learner import FittedQConfig
 
     policy = GEMPolicy.load(name, device=device)
     selections = grid(

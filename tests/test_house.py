@@ -39,6 +39,7 @@ LEVELS = {
     "training": 4,
     "training.columns": 4,
     "training.dataset": 4,
+    "training.fitted_q_learner": 4,
     "training.location": 4,
     "training.losses": 4,
     "training.recipes": 4,
