@@ -23,7 +23,8 @@ import h5py
 from gem_policy.evaluate import machine
 from gem_policy.training import recipes
 from gem_policy.training.atomic import write_atomically
-from gem_policy.training.dataset import Dataset, load, local_ids, locate
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.location import local_ids, locate
 
 # What is known of the published sets in whose role ours stand. Their data is not ours: other
 # agents, other seeds, in part other simulators. Sizes are from the sets' cards and generation

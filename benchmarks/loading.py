@@ -40,7 +40,7 @@ def prepare_raw(name: str) -> Callable[[], int]:
     """Read all arrays that training needs, one by one; their size is that in the file."""
     import h5py
 
-    from gem_policy.training.dataset import locate, open_source
+    from gem_policy.training.location import locate, open_source
     from gem_policy.training.storages import leaves
 
     source = open_source(locate(name))

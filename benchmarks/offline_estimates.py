@@ -29,10 +29,11 @@ from gem_policy import GEMPolicy
 from gem_policy.cli import numbers
 from gem_policy.environments import make_env
 from gem_policy.evaluate import Interval, machine
-from gem_policy.ranking import Job, Objective, roll_out
+from gem_policy.rollouts import Job, Objective, roll_out
 from gem_policy.simulators import save
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.fitted_q import Estimate, FittedQConfig, estimate, grid
+from gem_policy.training.fitted_q import Estimate, estimate, grid
+from gem_policy.training.fitted_q_learner import FittedQConfig
 
 NOTE = (
     "`estimated` is the mean over all held-out starts, `estimated_here` and `real` over those that "

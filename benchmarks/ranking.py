@@ -33,15 +33,8 @@ from gem_policy import GEMPolicy, pretrained
 from gem_policy.environments import evaluation_spec, make_env
 from gem_policy.evaluate import machine
 from gem_policy.policy import MixturePredictor
-from gem_policy.ranking import (
-    Objective,
-    Start,
-    candidate_returns,
-    collect,
-    reliability,
-    score_components,
-    summarize,
-)
+from gem_policy.ranking import reliability, score_components, summarize
+from gem_policy.rollouts import Objective, Start, candidate_returns, collect
 from gem_policy.spaces import ObservationReader
 
 BUDGETS = (1, 4, 16, 32, 64, 128, 256)

@@ -29,14 +29,20 @@ from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
 from gem_policy.errors import CheckpointError, GEMError
 from gem_policy.networks import build_actor, build_behavior, build_critics
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CALIBRATION_POINTS = 1001
 
+
+def _with_frequencies(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 says in which frequencies critics see the observation; before, it was none."""
+    return {**document, "network": {"critic_frequencies": 0, **document["network"]}}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_frequencies}
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,11 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
             f"{source} has format version {version}, this gem-policy reads up to "
             f"{FORMAT_VERSION}. Upgrade: pip install --upgrade gem-policy"
         )
-    for old in range(version, FORMAT_VERSION):
-        if old not in MIGRATIONS:
-            raise CheckpointError(f"{source} has the unknown format version {version}.")
-        document = MIGRATIONS[old](document)
+    if version < FORMAT_VERSION and version not in MIGRATIONS:
+        raise CheckpointError(f"{source} has the unknown format version {version}.")
     try:
+        for old in range(version, FORMAT_VERSION):
+            document = MIGRATIONS[old](document)
         network = from_mapping(NetworkConfig, document["network"], "network")
         selection = from_mapping(SelectionConfig, document["selection"], "selection")
         observation_space = space_json.from_json(document["observation_space"])

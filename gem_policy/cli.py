@@ -298,8 +298,9 @@ def estimate(
     """Estimate a policy's discounted return from data alone, by fitted Q evaluation."""
     from gem_policy.policy import GEMPolicy
     from gem_policy.training.dataset import load
-    from gem_policy.training.fitted_q import FittedQConfig, grid
     from gem_policy.training.fitted_q import estimate as fit
+    from gem_policy.training.fitted_q import grid
+    from gem_policy.training.fitted_q_learner import FittedQConfig
 
     policy = GEMPolicy.load(name, device=device)
     selections = grid(
@@ -354,7 +355,7 @@ def doctor(
 def list_datasets(as_json: Json = False) -> None:
     """Every dataset that `make` can make, and whether it is here."""
     from gem_policy.training import recipes
-    from gem_policy.training.dataset import local_ids
+    from gem_policy.training.location import local_ids
 
     here = set(local_ids())
     if as_json:

@@ -5,7 +5,6 @@ The tests and `benchmarks/doctor.py` use the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +15,7 @@ import gymnasium_robotics
 import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from small_datasets import data_folder, random_episode, write_dataset
+from small_datasets import data_folder, edit_metadata, random_episode, write_dataset
 
 from gem_policy.training.recipes import pointmaze
 from gem_policy.training.recipes.recipe import Shard
@@ -299,9 +298,3 @@ DATASETS: list[tuple[Callable[[Path], str], str, str]] = [
     (damaged_file, "unreadable", "error"),
     (unknown_format, "unreadable", "error"),
 ]
-
-
-def edit_metadata(root: Path, dataset_id: str, **changes: Any) -> None:
-    """Write other values over what a dataset says about itself."""
-    path = data_folder(root, dataset_id) / "metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

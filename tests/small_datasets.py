@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,12 @@ def random_episode(
     }
 
 
+def random_episodes(count: int, **kwargs: Any) -> list[dict[str, Any]]:
+    """The same few episodes in every call, of 3, 4, 5 and so on steps."""
+    rng = np.random.default_rng(0)
+    return [random_episode(3 + i, rng, **kwargs) for i in range(count)]
+
+
 def write_dataset(
     dataset_id: str,
     episodes: list[dict[str, Any]],
@@ -113,6 +120,12 @@ def slow_transitions(dataset: minari.MinariDataset) -> list[dict[str, Any]]:
 def data_folder(root: Path, dataset_id: str) -> Path:
     """Where a dataset's files lie."""
     return root / dataset_id / "data"
+
+
+def edit_metadata(root: Path, dataset_id: str, **changes: Any) -> None:
+    """Write other values over what a dataset says about itself."""
+    path = data_folder(root, dataset_id) / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def _row(values: Any, index: int) -> Any:

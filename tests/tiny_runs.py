@@ -1,12 +1,17 @@
-"""Training runs of a second: tiny networks, few updates, and a way to stop them."""
+"""Training runs of a second: little data, tiny networks, few updates, and a way to stop them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from small_datasets import random_episode, write_dataset
+
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset
+from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.minari_root import datasets_in
 from gem_policy.training.trainer import Progress, fit
 
 TINY = {
@@ -27,6 +32,14 @@ SHORT = TrainConfig(
     cautious=False,  # a dozen updates know nothing; their actor is to be trained all the same
 )
 UPDATES = 56
+
+
+def random_dataset(folder: Path, lengths: Sequence[int]) -> Dataset:
+    """Episodes of these lengths with random content, written into a folder and loaded."""
+    rng = np.random.default_rng(0)
+    with datasets_in(folder):
+        write_dataset("test/random-v0", [random_episode(n, rng) for n in lengths])
+        return load("test/random-v0")
 
 
 def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any) -> bytes:

@@ -10,13 +10,8 @@ little outside of their space are clipped and counted.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import json
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +20,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gem_policy.config import require_count
 from gem_policy.errors import DatasetError
+from gem_policy.training.columns import Columns, check_finite, clip_actions
+from gem_policy.training.location import Source, locate, open_source
 from gem_policy.training.memory import LOADING, check_room, step_bytes
-from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
 from gem_policy.training.storages import RawEpisode, leaves, read_episodes
-from gem_policy.training.transitions import TransitionBatch, Transitions
-
-Array = NDArray[Any]
-
-OUTSIDE_TOLERANCE = 0.1  # of a dimension's range; data further outside is in other units
-CHUNK = 65536  # rows that are checked at a time, to keep temporary arrays small
+from gem_policy.training.transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -201,13 +191,8 @@ def load(
     limit = source.total_steps if max_steps is None else min(max_steps, source.total_steps)
     if episode_filter is None:
         check_room(source.id, limit, LOADING * step_bytes(*sizes), "Reading")
-    columns = _Columns(source, *sizes, limit)
-    numbers = []
-    for episode in episodes:
-        if columns.append(episode, episode_filter):
-            numbers.append(episode.number)
-        elif columns.full:
-            break
+    columns = Columns(source, *sizes, limit)
+    numbers = _fill(columns, episodes, episode_filter)
     if len(numbers) < 2:
         kept = "" if episode_filter is None else " that `episode_filter` keeps"
         kept += "" if max_steps is None else f" within max_steps={max_steps}"
@@ -216,8 +201,8 @@ def load(
             "to learn from and one to check against. Record more, or cut it into several."
         )
     transitions = columns.finish()
-    _check_finite(source, transitions)
-    clipped = _clip_actions(source, transitions.actions)
+    check_finite(source, transitions)
+    clipped = clip_actions(source, transitions.actions)
     return Dataset(
         id=source.id,
         transitions=transitions.to(device),
@@ -235,191 +220,6 @@ def load(
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """A dataset's description, read without its data.
-
-    Attributes:
-        id: Minari's id.
-        folder: Where its data and metadata lie.
-        file_format: `hdf5`, `arrow` or `parquet`.
-        total_episodes: As the metadata says.
-        total_steps: As the metadata says.
-        observation_space: Of the environment.
-        action_space: Of the environment; any space, `load` accepts only a bounded Box.
-        metadata: All of it, without the spaces.
-    """
-
-    id: str
-    folder: Path
-    file_format: str
-    total_episodes: int
-    total_steps: int
-    observation_space: gym.Space[Any]
-    action_space: Any
-    metadata: Mapping[str, Any]
-
-
-def open_source(folder: Path) -> Source:
-    """Read what a dataset says about itself.
-
-    Args:
-        folder: As `locate` returns it.
-
-    Raises:
-        DatasetError: if the metadata is damaged or of a version that Minari does not support.
-    """
-    import minari
-
-    try:
-        opened = minari.MinariDataset(folder)
-        metadata = dict(opened.storage.metadata)
-        return Source(
-            id=opened.id,
-            folder=folder,
-            file_format=str(metadata["data_format"]),
-            total_episodes=int(metadata["total_episodes"]),
-            total_steps=int(metadata["total_steps"]),
-            observation_space=metadata.pop("observation_space"),
-            action_space=metadata.pop("action_space"),
-            metadata={k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()},
-        )
-    except (ValueError, KeyError, AssertionError, OSError, TypeError) as error:
-        raise DatasetError(
-            f"The dataset in {folder} cannot be opened ({type(error).__name__}: {error}). "
-            "Download or make it again, or upgrade Minari if a newer one wrote it."
-        ) from error
-
-
-def locate(dataset: str | Path, *, download: bool = False) -> Path:
-    """The folder that holds a dataset's `metadata.json`.
-
-    Args:
-        dataset: As for `load`.
-        download: As for `load`.
-
-    Raises:
-        DatasetError: if it is not there; the message says how to get it.
-        DependencyError: if Minari is missing.
-    """
-    root = datasets_root()
-    name = str(dataset)
-    local_id = name.partition("://")[2].partition("/")[2] if "://" in name else name
-    if "://" in name and not local_id:
-        raise DatasetError(
-            f"`{name}` names no dataset; expected `hf://organization/name-v0` or the like."
-        )
-    for folder in (root / local_id / "data", Path(name).expanduser()):
-        for candidate in (folder, folder / "data"):
-            if (candidate / "metadata.json").is_file():
-                return candidate
-    if download:
-        _download(name, local_id, root)
-        return root / local_id / "data"
-    raise DatasetError(_not_found(name, local_id, root))
-
-
-def local_ids() -> tuple[str, ...]:
-    """Ids of all datasets on this machine."""
-    root = datasets_root()
-    found = []
-    for folder, inner, _ in os.walk(root):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if "data" in inner and (Path(folder) / "data" / "metadata.json").is_file():
-            found.append(Path(folder).relative_to(root).as_posix())
-            inner.clear()
-    return tuple(found)
-
-
-class _Columns:
-    """Tensors that are filled episode by episode, at their final size from the start.
-
-    Attributes:
-        full: Whether an episode was turned away because it would have been too many steps.
-    """
-
-    def __init__(self, source: Source, observation_size: int, action_size: int, limit: int) -> None:
-        steps, episodes = limit, min(source.total_episodes, limit)
-        self._id, self._capacity = source.id, source.total_steps
-        self._limit, self.full = limit, False
-        self._tensors = {
-            "observations": torch.empty(steps + episodes, observation_size),
-            "actions": torch.empty(steps, action_size),
-            "rewards": torch.empty(steps),
-            "terminated": torch.empty(steps, dtype=torch.bool),
-            "truncated": torch.empty(steps, dtype=torch.bool),
-            "episode": torch.empty(steps, dtype=torch.int64),
-        }
-        self._arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
-        self._steps = self._episodes = 0
-
-    def append(
-        self, episode: RawEpisode, condition: Callable[[EpisodeSummary], bool] | None
-    ) -> bool:
-        """Copy an episode in unless `condition` rejects it or it is too long; says whether."""
-        steps = self._check(episode)
-        if condition is not None and not condition(_summary(episode)):
-            return False
-        if self._steps + steps > self._limit:
-            self.full = True
-            return False
-        here = slice(self._steps, self._steps + steps)
-        rows = slice(here.start + self._episodes, here.stop + self._episodes + 1)
-        column = 0
-        with np.errstate(over="ignore"):  # what does not fit float32 becomes inf, found later
-            for array in episode.observations:
-                self._arrays["observations"][rows, column : column + array.shape[1]] = array
-                column += array.shape[1]
-            self._arrays["actions"][here] = episode.actions
-            self._arrays["rewards"][here] = episode.rewards
-        self._arrays["terminated"][here] = episode.terminations
-        self._arrays["truncated"][here] = episode.truncations
-        self._arrays["episode"][here] = self._episodes
-        self._steps, self._episodes = here.stop, self._episodes + 1
-        return True
-
-    def finish(self) -> Transitions:
-        """The tensors, cut to what was filled."""
-        ends = {"observations": self._steps + self._episodes}
-        return Transitions(
-            **{
-                name: tensor
-                if len(tensor) == (end := ends.get(name, self._steps))
-                else tensor[:end].clone()
-                for name, tensor in self._tensors.items()
-            }
-        )
-
-    def _check(self, episode: RawEpisode) -> int:
-        steps = len(episode.rewards)
-        rows = {len(array) for array in episode.observations}
-        sizes = {len(episode.actions), len(episode.terminations), len(episode.truncations), steps}
-        if steps == 0 or sizes != {steps} or rows != {steps + 1}:
-            raise DatasetError(
-                f"Episode {episode.number} of `{self._id}` is misaligned: {sorted(rows)} "
-                f"observations, {len(episode.actions)} actions, {steps} rewards, "
-                f"{len(episode.terminations)} terminations, {len(episode.truncations)} "
-                "truncations; expected T + 1 observations to T >= 1 of everything else. Record "
-                "it again with Minari's DataCollector, which keeps the last observation."
-            )
-        if self._steps + steps > self._capacity:
-            raise DatasetError(
-                f"`{self._id}` holds more steps than the {self._capacity} that its metadata "
-                "states. The dataset was changed by hand or half written: make it again."
-            )
-        return steps
-
-
-def _summary(episode: RawEpisode) -> EpisodeSummary:
-    return EpisodeSummary(
-        number=episode.number,
-        steps=len(episode.rewards),
-        total_reward=float(np.sum(episode.rewards, dtype=np.float64)),
-        terminated=bool(episode.terminations[-1]),
-        truncated=bool(episode.truncations[-1]),
-    )
-
-
 def _check_action_space(source: Source) -> None:
     space = source.action_space
     if not isinstance(space, gym.spaces.Box):
@@ -434,88 +234,30 @@ def _check_action_space(source: Source) -> None:
         )
 
 
-def _check_finite(source: Source, data: Transitions) -> None:
-    for name in ("rewards", "observations", "actions"):
-        tensor = getattr(data, name)
-        bad = sum(int((~chunk.isfinite()).sum()) for chunk in tensor.split(CHUNK))
-        if bad:
-            rows = (~tensor.reshape(len(tensor), -1).isfinite()).any(1).nonzero()[:, 0]
-            raise DatasetError(
-                f"`{source.id}` has {bad} NaN or infinite {name} (first in row {int(rows[0])}). "
-                f"Drop those episodes with `episode_filter`, or repair them: `gem-policy doctor "
-                f"{source.id}` lists them."
-            )
+def _fill(
+    columns: Columns,
+    episodes: Iterable[RawEpisode],
+    condition: Callable[[EpisodeSummary], bool] | None,
+) -> list[int]:
+    """Read the episodes that meet `condition` until there is no more room; their numbers."""
+    numbers = []
+    for episode in episodes:
+        columns.check(episode)
+        if condition is not None and not condition(_summary(episode)):
+            continue
+        if not columns.append(episode):
+            break
+        numbers.append(episode.number)
+    return numbers
 
 
-def _clip_actions(source: Source, actions: Tensor) -> int:
-    space = source.action_space
-    low, high = (torch.as_tensor(b.reshape(-1)).float() for b in (space.low, space.high))
-    clipped, furthest = 0, torch.zeros_like(low)
-    for chunk in torch.split(actions, CHUNK):
-        excess = torch.maximum(low - chunk, chunk - high)
-        furthest = torch.maximum(furthest, excess.amax(0))
-        clipped += int((excess > 0).any(1).sum())
-    share = furthest / (high - low)
-    if bool((share > OUTSIDE_TOLERANCE).any()):
-        worst = int(share.argmax())
-        raise DatasetError(
-            f"`{source.id}` has actions far outside of their space: dimension {worst} lies in "
-            f"[{actions[:, worst].min():.4g}, {actions[:, worst].max():.4g}], its bounds are "
-            f"[{low[worst]:.4g}, {high[worst]:.4g}]. They are in other units, or were stored "
-            "before the environment clipped them: rescale or clip them and record again."
-        )
-    if clipped:
-        for chunk in torch.split(actions, CHUNK):
-            torch.clamp(chunk, low, high, out=chunk)
-    return clipped
-
-
-def _download(name: str, local_id: str, root: Path) -> None:
-    import minari
-
-    stage = root / f".download-{local_id.replace('/', '_')}"
-    # Minari takes a folder that exists for a finished download.
-    shutil.rmtree(stage, ignore_errors=True)
-    # It looks for the namespace on its own hub even when the dataset is on another.
-    describe_namespaces(local_id, stage)
-    try:
-        # Minari reports on standard output, which may be somebody's JSON.
-        with datasets_in(stage), contextlib.redirect_stdout(sys.stderr):
-            minari.download_dataset(name)
-    except ImportError as error:
-        raise DatasetError(
-            f"Downloading `{name}` needs another package ({error}): "
-            "pip install 'gem-policy[train,hub]'."
-        ) from error
-    except Exception as error:  # whatever a network can do
-        raise DatasetError(
-            f"`{name}` could not be downloaded ({type(error).__name__}: {error}). Check the name "
-            "with `minari list remote` and the connection; MINARI_REMOTE names the remote."
-        ) from error
-    for found in sorted(stage.rglob("metadata.json")):
-        if found.parent.name == "data":
-            target = root / found.parent.parent.relative_to(stage)
-            describe_namespaces(target.relative_to(root).as_posix(), root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                found.parent.parent.rename(target)
-    shutil.rmtree(stage, ignore_errors=True)
-
-
-def _not_found(name: str, local_id: str, root: Path) -> str:
-    from gem_policy.training import recipes
-
-    here = local_ids()
-    message = f"No dataset `{name}` in {root} (MINARI_DATASETS_PATH decides where that is)."
-    if local_id in recipes.names():
-        return f"{message} Make it: `gem-policy datasets make {local_id}`."
-    known = {known.lower(): known for known in (*here, *recipes.names())}
-    close = difflib.get_close_matches(local_id.lower(), known, n=1, cutoff=0.7)
-    if close:
-        message += f" Did you mean `{known[close[0]]}`?"
-    return (
-        f"{message} Download it with --download, or name a folder that holds "
-        f"data/metadata.json. Datasets here: {', '.join(here[:10]) or 'none'}."
+def _summary(episode: RawEpisode) -> EpisodeSummary:
+    return EpisodeSummary(
+        number=episode.number,
+        steps=len(episode.rewards),
+        total_reward=float(np.sum(episode.rewards, dtype=np.float64)),
+        terminated=bool(episode.terminations[-1]),
+        truncated=bool(episode.truncations[-1]),
     )
 
 
@@ -527,16 +269,3 @@ def _text(value: object) -> str | None:
 
 def _number(value: object) -> float | None:
     return None if value is None else float(value)  # type: ignore[arg-type]
-
-
-__all__ = [
-    "Dataset",
-    "EpisodeSummary",
-    "Source",
-    "TransitionBatch",
-    "Transitions",
-    "load",
-    "local_ids",
-    "locate",
-    "open_source",
-]

@@ -19,29 +19,20 @@ from small_datasets import (
     OBSERVATIONS,
     data_folder,
     random_episode,
+    random_episodes,
     slow_transitions,
     write_dataset,
 )
 
 from gem_policy.errors import DatasetError
 from gem_policy.training import dataset as module
-from gem_policy.training.dataset import EpisodeSummary, load
+from gem_policy.training.dataset import Dataset, EpisodeSummary, load
 
+pytestmark = pytest.mark.usefixtures("root")
 FORMATS = ("hdf5", "arrow", "parquet")
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    return tmp_path
-
-
-def episodes(count: int, **kwargs: Any) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
-    return [random_episode(3 + i, rng, **kwargs) for i in range(count)]
-
-
-def assert_equals_slow_reader(loaded: module.Dataset, slow: list[dict[str, Any]]) -> None:
+def assert_equals_slow_reader(loaded: Dataset, slow: list[dict[str, Any]]) -> None:
     batch, data = loaded.transitions.all(), loaded.transitions
     assert len(data) == len(slow)
     for name in ("observations", "next_observations", "actions", "rewards"):
@@ -56,7 +47,7 @@ def assert_equals_slow_reader(loaded: module.Dataset, slow: list[dict[str, Any]]
 def test_every_format_and_space_agrees_with_a_slow_reader(
     data_format: str, space: gym.Space[Any]
 ) -> None:
-    buffers = episodes(3, observation_space=space)
+    buffers = random_episodes(3, observation_space=space)
     buffers[1] = random_episode(1, np.random.default_rng(1), space, terminated=True)
     written = write_dataset(
         "test/any-v0", buffers, observation_space=space, data_format=data_format
@@ -86,7 +77,7 @@ def test_any_lengths_and_ends_agree_with_a_slow_reader(
 
 def test_a_format_of_the_future_goes_through_minari(monkeypatch: pytest.MonkeyPatch) -> None:
     written = write_dataset(
-        "test/any-v0", episodes(3, observation_space=NESTED), observation_space=NESTED
+        "test/any-v0", random_episodes(3, observation_space=NESTED), observation_space=NESTED
     )
     from gem_policy.training import storages
 
@@ -97,17 +88,10 @@ def test_a_format_of_the_future_goes_through_minari(monkeypatch: pytest.MonkeyPa
     assert_equals_slow_reader(load("test/any-v0"), slow_transitions(written))
 
 
-def test_a_path_does_as_well_as_an_id(root: Path) -> None:
-    write_dataset("test/any-v0", episodes(2))
-    by_id = load("test/any-v0")
-    for path in (root / "test/any-v0", str(root / "test/any-v0" / "data")):
-        assert torch.equal(load(path).transitions.observations, by_id.transitions.observations)
-
-
 def test_what_a_dataset_says_about_itself_comes_along() -> None:
     write_dataset(
         "test/any-v0",
-        episodes(2),
+        random_episodes(2),
         env="Pendulum-v1",
         eval_env="Pendulum-v1",
         ref_min_score=1.0,
@@ -127,7 +111,7 @@ def test_what_a_dataset_says_about_itself_comes_along() -> None:
 
 
 def test_a_filter_keeps_whole_episodes_while_reading_and_afterwards() -> None:
-    write_dataset("test/any-v0", episodes(5))
+    write_dataset("test/any-v0", random_episodes(5))
     whole = load("test/any-v0")
 
     def wanted(episode: EpisodeSummary) -> bool:
@@ -141,7 +125,7 @@ def test_a_filter_keeps_whole_episodes_while_reading_and_afterwards() -> None:
 
 
 def test_summaries_say_what_each_episode_was() -> None:
-    buffers = episodes(2)
+    buffers = random_episodes(2)
     buffers[1]["terminations"][-1], buffers[1]["truncations"][-1] = True, False
     write_dataset("test/any-v0", buffers)
     first, second = load("test/any-v0").episodes()
@@ -163,7 +147,7 @@ def test_a_split_is_a_partition_that_depends_on_its_seed_only(
     root: Path, fraction: float, seed: int
 ) -> None:
     if not data_folder(root, "test/any-v0").exists():
-        write_dataset("test/any-v0", episodes(7))
+        write_dataset("test/any-v0", random_episodes(7))
     data = load("test/any-v0")
     first, second = data.split(fraction, seed)
     again, _ = data.split(fraction, seed)
@@ -173,64 +157,16 @@ def test_a_split_is_a_partition_that_depends_on_its_seed_only(
 
 
 def test_a_split_at_zero_or_one_is_refused() -> None:
-    write_dataset("test/any-v0", episodes(2))
+    write_dataset("test/any-v0", random_episodes(2))
     with pytest.raises(DatasetError, match="between 0 and 1"):
         load("test/any-v0").split(1.0, seed=0)
     with pytest.raises(DatasetError, match="needs 2"):
         load("test/any-v0").filter(lambda episode: episode.number == 0).split(0.5, seed=0)
 
 
-def test_actions_a_little_outside_are_clipped_and_counted() -> None:
-    buffers = episodes(2)
-    buffers[0]["actions"][0] = [1.05, -1.1]
-    buffers[0]["actions"][2] = [0.5, 1.01]
-    write_dataset("test/any-v0", buffers)
-    data = load("test/any-v0")
-    assert data.clipped_actions == 2
-    assert data.transitions.actions[0].tolist() == [1.0, -1.0]
-    assert data.transitions.actions.abs().max() == 1.0
-
-
-def _far_outside(buffers: list[dict[str, Any]]) -> None:
-    buffers[0]["actions"][1] = [150.0, 0.0]
-
-
-def _nan_reward(buffers: list[dict[str, Any]]) -> None:
-    buffers[1]["rewards"][1] = np.nan
-
-
-def _infinite_observation(buffers: list[dict[str, Any]]) -> None:
-    buffers[1]["observations"][1, 2] = np.inf
-
-
-def _too_large_for_float32(buffers: list[dict[str, Any]]) -> None:
-    buffers[1]["observations"][1, 2] = 1e300
-
-
-def _no_last_observation(buffers: list[dict[str, Any]]) -> None:
-    buffers[1]["observations"] = buffers[1]["observations"][:-1]
-
-
-def _one_episode(buffers: list[dict[str, Any]]) -> None:
-    del buffers[1:]
-
-
-@pytest.mark.parametrize(
-    ("defect", "message"),
-    [
-        (_far_outside, r"dimension 0 lies in \[-?[\d.]+, 150\].*other units"),
-        (_nan_reward, "1 NaN or infinite rewards .first in row 4"),
-        (_infinite_observation, "1 NaN or infinite observations"),
-        (_too_large_for_float32, "1 NaN or infinite observations"),
-        (_no_last_observation, r"Episode 1 .* is misaligned: \[4\] observations, 4 actions"),
-        (_one_episode, r"1 episode\(s\); training needs 2"),
-    ],
-)
-def test_data_that_cannot_be_trained_on_is_refused(defect: Any, message: str) -> None:
-    buffers = episodes(2)
-    defect(buffers)
-    write_dataset("test/bad-v0", buffers)
-    with pytest.raises(DatasetError, match=message):
+def test_a_single_episode_is_refused() -> None:
+    write_dataset("test/bad-v0", random_episodes(1))
+    with pytest.raises(DatasetError, match=r"1 episode\(s\); training needs 2"):
         load("test/bad-v0")
 
 
@@ -253,29 +189,13 @@ def test_data_that_cannot_be_trained_on_is_refused(defect: Any, message: str) ->
     ],
 )
 def test_spaces_that_cannot_be_trained_on_are_refused(spaces: dict[str, Any], message: str) -> None:
-    write_dataset("test/bad-v0", episodes(2, **spaces), **spaces)
+    write_dataset("test/bad-v0", random_episodes(2, **spaces), **spaces)
     with pytest.raises(DatasetError, match=message):
         load("test/bad-v0")
 
 
-def test_an_arrow_episode_without_its_last_observation_is_refused(root: Path) -> None:
-    buffers = episodes(2)
-    _no_last_observation(buffers)
-    buffers[1]["infos"] = None
-    write_dataset("test/bad-v0", buffers, data_format="arrow")
-    with pytest.raises(DatasetError, match="Episode 1 .* is misaligned"):
-        load("test/bad-v0")
-
-
-def test_more_steps_than_the_metadata_states_is_refused(root: Path) -> None:
-    write_dataset("test/bad-v0", episodes(2))
-    _edit_metadata(root, "test/bad-v0", total_steps=5)
-    with pytest.raises(DatasetError, match="more steps than the 5"):
-        load("test/bad-v0")
-
-
 def test_a_missing_array_or_episode_is_named(root: Path) -> None:
-    write_dataset("test/bad-v0", episodes(2))
+    write_dataset("test/bad-v0", random_episodes(2))
     with h5py.File(data_folder(root, "test/bad-v0") / "main_data.hdf5", "a") as file:
         del file["episode_1/rewards"]
     with pytest.raises(DatasetError, match="Episode 1 of 2 cannot be read"):
@@ -283,104 +203,8 @@ def test_a_missing_array_or_episode_is_named(root: Path) -> None:
 
 
 def test_a_truncated_file_is_refused(root: Path) -> None:
-    write_dataset("test/bad-v0", episodes(2))
+    write_dataset("test/bad-v0", random_episodes(2))
     path = data_folder(root, "test/bad-v0") / "main_data.hdf5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DatasetError, match="cannot be opened.*download or make"):
         load("test/bad-v0")
-
-
-def test_metadata_of_an_unknown_version_is_refused(root: Path) -> None:
-    write_dataset("test/bad-v0", episodes(2))
-    _edit_metadata(root, "test/bad-v0", minari_version="99.0.0")
-    with pytest.raises(DatasetError, match="upgrade Minari"):
-        load("test/bad-v0")
-
-
-def test_a_dataset_that_is_not_there_says_how_to_get_it(root: Path) -> None:
-    write_dataset("test/here-v0", episodes(2))
-    with pytest.raises(DatasetError, match="Did you mean `test/here-v0`.*--download") as caught:
-        load("test/hare-v0")
-    assert "MINARI_DATASETS_PATH" in str(caught.value) and str(root) in str(caught.value)
-    with pytest.raises(DatasetError, match="datasets make gem/pointmaze/large-v0"):
-        load("gem/pointmaze/large-v0")
-    with pytest.raises(DatasetError, match="names no dataset"):
-        load("hf://somebody")
-
-
-def test_local_ids_lists_what_is_there(root: Path) -> None:
-    write_dataset("test/b-v0", episodes(2))
-    write_dataset("a-v1", episodes(2))
-    (root / ".half" / "data").mkdir(parents=True)
-    assert module.local_ids() == ("a-v1", "test/b-v0")
-
-
-class FolderRemote:
-    """A remote that serves the datasets of a folder, in the place of a hub."""
-
-    folder: Path
-    fails = False
-
-    def __init__(self, name: str, token: str | None = None) -> None:
-        self.name = name
-
-    def list_datasets(self, prefix: str | None = None) -> list[str]:
-        found = [
-            path.parents[1].relative_to(self.folder).as_posix()
-            for path in self.folder.rglob("data/metadata.json")
-        ]
-        return [name for name in found if name.startswith(prefix or "")]
-
-    def get_dataset_metadata(self, dataset_id: str) -> Any:
-        return json.loads((data_folder(self.folder, dataset_id) / "metadata.json").read_text())
-
-    def download_dataset(self, dataset_id: str, path: Path) -> None:
-        target = path / dataset_id
-        if self.fails:
-            (target / "data").mkdir(parents=True)
-            raise ConnectionError("the line went dead")
-        shutil.copytree(self.folder / dataset_id, target)
-
-
-@pytest.fixture
-def remote(
-    root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> type[FolderRemote]:
-    from minari.storage import remotes
-
-    class Remote(FolderRemote):
-        folder = tmp_path_factory.mktemp("remote")
-
-    monkeypatch.setitem(remotes._registry, "hf", lambda: Remote)
-    write_dataset("test/far-v0", episodes(2))
-    shutil.move(root / "test", Remote.folder / "test")
-    return Remote
-
-
-@pytest.mark.parametrize("name", ["test/far-v0", "hf://somebody/test/far-v0"])
-def test_nothing_is_downloaded_unless_asked(
-    remote: type[FolderRemote], root: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(DatasetError, match="--download"):
-        load(name)
-    data = load(name, download=True)
-    assert data.id == "test/far-v0" and data_folder(root, "test/far-v0").is_dir()
-    assert capsys.readouterr().out == ""  # standard output stays clean
-    shutil.rmtree(remote.folder)
-    assert load(name).id == "test/far-v0"  # now it is here
-
-
-def test_a_download_that_breaks_leaves_no_half_dataset(
-    remote: type[FolderRemote], root: Path
-) -> None:
-    remote.fails = True
-    with pytest.raises(DatasetError, match="could not be downloaded.*the line went dead"):
-        load("test/far-v0", download=True)
-    assert not (root / "test").exists()
-    remote.fails = False
-    assert load("test/far-v0", download=True).id == "test/far-v0"
-
-
-def _edit_metadata(root: Path, dataset_id: str, **changes: Any) -> None:
-    path = data_folder(root, dataset_id) / "metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

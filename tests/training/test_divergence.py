@@ -2,15 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, run
+from tiny_runs import SHORT, random_dataset, run
 
 from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.dataset import Dataset
 from gem_policy.training.divergence import longest_episode, stop_if_diverged, value_bound
 from gem_policy.training.preparation import prepare
 from gem_policy.training.state import STATE_FILE, read_state
@@ -19,12 +17,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    lengths = [1, 7, 4, 9, 1, 3]
-    write_dataset("test/bounded-v0", [random_episode(n, rng) for n in lengths])
-    return load("test/bounded-v0")
+def dataset(tmp_path: Path) -> Dataset:
+    return random_dataset(tmp_path / "data", [1, 7, 4, 9, 1, 3])
 
 
 def test_the_bound_is_that_of_the_largest_reward_for_ever(dataset: Dataset) -> None:

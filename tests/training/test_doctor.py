@@ -31,17 +31,14 @@ from small_datasets import write_dataset
 from gem_policy.training.doctor import Report, examine
 from gem_policy.training.doctor.evidence import Evidence, gather
 from gem_policy.training.doctor.modes import multimodality
+from gem_policy.training.location import locate, open_source
+
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture(scope="module")
 def healthy() -> tuple[Buffers, Options]:
     return healthy_dataset()
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    return tmp_path
 
 
 def test_a_healthy_dataset_passes_with_notes_only(healthy: tuple[Buffers, Options]) -> None:
@@ -190,8 +187,6 @@ def evidence_of(states: np.ndarray, actions: np.ndarray) -> Evidence:
         observation_space=gym.spaces.Box(-np.inf, np.inf, (2,), np.float64),
         action_space=gym.spaces.Box(-1, 1, (1,), np.float32),
     )
-    from gem_policy.training.dataset import locate, open_source
-
     evidence, _ = gather(open_source(locate("test/modes-v0")))
     assert evidence is not None
     return evidence

@@ -6,17 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, TINY, Stop, run, stop_at
+from tiny_runs import SHORT, TINY, Stop, random_dataset, run, stop_at
 
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig
 from gem_policy.training import trainer
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.dataset import Dataset
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner
 from gem_policy.training.preparation import prepare
@@ -32,11 +30,8 @@ def config(**changes: Any) -> TrainConfig:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    write_dataset("test/few-v0", [random_episode(6, rng) for _ in range(5)])
-    return load("test/few-v0")
+def dataset(tmp_path: Path) -> Dataset:
+    return random_dataset(tmp_path / "data", [6] * 5)
 
 
 def learner_of(settings: TrainConfig = SHORT) -> BehaviorLearner:

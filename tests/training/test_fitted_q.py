@@ -18,18 +18,11 @@ from gem_policy.checkpoint import save_folder
 from gem_policy.cli import main
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import ConfigError, TrainingError
-from gem_policy.networks import CriticEnsemble
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.fitted_q import (
-    FittedQConfig,
-    FittedQLearner,
-    _returns_to_go,
-    chosen_actions,
-    estimate,
-    grid,
-)
+from gem_policy.training.fitted_q import chosen_actions, estimate, grid
+from gem_policy.training.fitted_q_learner import FittedQConfig
 from gem_policy.training.transitions import Transitions
 
 LINE = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -151,19 +144,6 @@ def test_side_by_side_is_the_same_as_alone() -> None:
         assert alone.spread == pytest.approx(one.spread, rel=1e-3)
 
 
-def test_each_member_is_the_critic_ensembles_own_evaluation() -> None:
-    generator = torch.Generator().manual_seed(0)
-    critics = CriticEnsemble(4, 3, 2, (8, 8), True, generator=generator)
-    learner = FittedQLearner(critics, 2, SMALL, 0.9, center=1.5, scale=2.0, bounds=(-9, 9))
-    rows = torch.randn(5, 3, generator=generator)
-    actions = torch.randn(2, 5, 2, generator=generator)
-    found = learner.value(rows, actions)
-    every = critics(rows, actions.transpose(0, 1))  # members, rows, selections
-    for member in range(4):
-        expected = 2.0 * every[member, :, member // 2] + 1.5
-        torch.testing.assert_close(found[member], expected)
-
-
 def test_chosen_actions_are_those_of_decide() -> None:
     policy = tiny_policy()
     rows = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
@@ -186,13 +166,6 @@ def test_chosen_actions_are_those_of_decide() -> None:
         chosen_actions(policy, rows, [own, own.replace(all_modes=True)])
 
 
-def test_returns_to_go_are_those_summed_by_hand() -> None:
-    rewards, continues = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 0.0, 1.0, 1.0])
-    episode = np.array([0, 0, 0, 1])
-    found = _returns_to_go(rewards, continues, episode, 0.5)
-    assert found.tolist() == [1 + 0.5 * 2, 2, 3, 4]
-
-
 def test_a_grid_has_every_combination_and_the_mode_once() -> None:
     own = SelectionConfig(candidates=7, kappa=3.0, support_weight=0.5)
     assert grid(own, [], [], []) == [own]
@@ -209,9 +182,6 @@ def test_wrong_input_is_refused_in_words() -> None:
         estimate(policy, data, [], train=train)
     with pytest.raises(TrainingError, match=r"of lengths \(1, 1\), the policy was made for"):
         estimate(tiny_policy(), data, [MODE], train=train)
-    for wrong in ({"updates": 0}, {"target_rate": 0.0}, {"hidden": ()}, {"members": 0}):
-        with pytest.raises(ConfigError, match=f"`{next(iter(wrong))}` must be"):
-            FittedQConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_command_line_estimates_every_setting(

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, TINY, run
+from tiny_runs import SHORT, TINY, random_dataset, run
 
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import TrainingWarning
 from gem_policy.training.advantages import judge_both, weigh_both
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.dataset import Dataset
 from gem_policy.training.generalization import (
     Generalization,
     Known,
@@ -37,11 +36,8 @@ CAUTIOUS = replace(SHORT, cautious=True)
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    write_dataset("test/general-v0", [random_episode(9, rng) for _ in range(5)])
-    return load("test/general-v0")
+def dataset(tmp_path: Path) -> Dataset:
+    return random_dataset(tmp_path / "data", [9] * 5)
 
 
 def models(dataset: Dataset) -> tuple[dict[str, Learner], Replay, Replay]:

@@ -21,8 +21,7 @@ LENGTHS = (5, 3, 8, 2, 6)
 
 
 @pytest.fixture(autouse=True)
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+def written(root: Path) -> None:
     rng = np.random.default_rng(0)
     write_dataset("test/big-v0", [random_episode(n, rng) for n in LENGTHS])
 
@@ -44,7 +43,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(monkeypatch: pytest.Monk
     load("test/big-v0")
     room(monkeypatch, needed - 1)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "_Columns", None)  # nothing is allocated, nothing is read
+        patch.setattr(datasets, "Columns", None)  # nothing is allocated, nothing is read
         with pytest.raises(
             DatasetError, match=r"Reading `test/big-v0` needs.*24 steps.*max_steps=23"
         ):

@@ -16,11 +16,7 @@ from gem_policy.training.recipes.building import build
 from gem_policy.training.recipes.episodes import EpisodeRecorder, Episodes, concatenate
 from gem_policy.training.recipes.recipe import Recipe, Shard
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("root")
 
 
 def make(recipe: Recipe = RECIPE, *, steps: int = 40, seed: int = 0, workers: int = 1) -> list[int]:

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, TINY, run
+from tiny_runs import SHORT, TINY, random_dataset, run
 
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import TrainingWarning
 from gem_policy.networks import build_critics
-from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.dataset import Dataset
 from gem_policy.training.preparation import prepare
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
 from gem_policy.training.trainer import Progress
@@ -21,11 +20,8 @@ from gem_policy.training.validation import evenly_spaced
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    write_dataset("test/spread-v0", [random_episode(6, rng) for _ in range(5)])
-    return load("test/spread-v0")
+def dataset(tmp_path: Path) -> Dataset:
+    return random_dataset(tmp_path / "data", [6] * 5)
 
 
 def test_the_spread_is_the_formula(dataset: Dataset) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, TINY, run
+from tiny_runs import SHORT, TINY, random_dataset, run
 
 from gem_policy.config import NetworkConfig
 from gem_policy.training.advantages import (
@@ -18,7 +17,7 @@ from gem_policy.training.advantages import (
     weigh_both,
 )
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.dataset import Dataset
 from gem_policy.training.learners import ActorLearner, BehaviorLearner, CriticLearner, ValueLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.trainer import Progress
@@ -29,11 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarni
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    rng = np.random.default_rng(0)
-    write_dataset("test/unseen-v0", [random_episode(9, rng) for _ in range(8)])
-    return load("test/unseen-v0")
+def dataset(tmp_path: Path) -> Dataset:
+    return random_dataset(tmp_path / "data", [9] * 8)
 
 
 def test_every_phase_tells_of_held_out_data(dataset: Dataset, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from gem_policy.errors import DatasetError
-from gem_policy.training.dataset import locate, open_source
 from gem_policy.training.doctor import arrays, environment, modes, replay
 from gem_policy.training.doctor.evidence import Evidence, gather
 from gem_policy.training.doctor.report import Finding, Report, Severity, sort
+from gem_policy.training.location import locate, open_source
 
 __all__ = ["Finding", "Report", "Severity", "examine"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gem_policy.errors import DatasetError
-from gem_policy.training.dataset import Source
 from gem_policy.training.doctor.report import Finding
+from gem_policy.training.location import Source
 from gem_policy.training.storages import RawEpisode, leaves, read_episodes
 
 Array = NDArray[Any]
