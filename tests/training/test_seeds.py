@@ -35,6 +35,7 @@ TINY = {
     "behavior_hidden": (8,),
     "critic_hidden": (8, 8),
     "critics": 2,
+    "critic_frequencies": 2,
     "actor_components": 2,
     "behavior_components": 2,
 }
