@@ -158,9 +158,9 @@ class CriticEnsemble(Ensemble):
         frequencies: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.state_size = waves_size(observation_size, frequencies)
-        super().__init__(members, self.state_size + action_size, hidden, layer_norm, generator)
-        self.frequencies = frequencies
+        state_size = waves_size(observation_size, frequencies)
+        super().__init__(members, state_size + action_size, hidden, layer_norm, generator)
+        self.state_size, self.frequencies = state_size, frequencies
 
     def forward(
         self,
