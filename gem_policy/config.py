@@ -79,7 +79,8 @@ class NetworkConfig:
         critic_layer_norm: LayerNorm before each critic activation; see DESIGN.md for why.
         critic_frequencies: Critics and state values see every (normalized) number of the
             observation also as sin and cos of 1, 2, 4, ... times itself, for so many frequencies.
-            For mazes, where a value changes within a wall's thickness; 0: the numbers alone.
+            For mazes, where a value changes within a wall's thickness: values gain by it, critics
+            less so far (benchmarks/TRIED.md). 0: the numbers alone.
         min_std: Smallest standard deviation of a component, in normalized action units.
         max_std: Largest standard deviation of a component, in normalized action units.
     """

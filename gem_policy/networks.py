@@ -85,25 +85,34 @@ class Ensemble(nn.Module):
 
     Args:
         members: E.
-        inputs: Input width.
+        observation_size: Length of the (normalized) observation.
+        action_size: Length of the (normalized) action; 0 where none is an input.
         hidden: Hidden widths, the same for every member.
         layer_norm: Normalize every hidden layer before its activation. Without a gain and a shift
             of its own: the layer's bias before, and the next layer after it, do that work.
+        frequencies: In which the observation is also seen, see `waves`; 0: it alone.
         generator: Source of the initial weights.
+
+    Attributes:
+        state_size: Inputs that the observation makes; those of the action follow.
     """
 
     def __init__(
         self,
         members: int,
-        inputs: int,
+        observation_size: int,
+        action_size: int,
         hidden: Sequence[int],
         layer_norm: bool,
+        frequencies: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.members = members
         self.layer_norm = layer_norm
-        sizes = [inputs, *hidden, 1]
+        self.frequencies = frequencies
+        self.state_size = observation_size * (1 + 2 * frequencies)
+        sizes = [self.state_size + action_size, *hidden, 1]
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
         self.weights = nn.ParameterList(_uniform((members, i, o), i, generator) for i, o in pairs)
         self.biases = nn.ParameterList(_uniform((members, 1, o), i, generator) for i, o in pairs)
@@ -130,37 +139,8 @@ def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*b
     return torch.cat([x, angles.sin(), angles.cos()], -1)
 
 
-def waves_size(size: int, frequencies: int) -> int:
-    """Length of what `waves` makes of ``size`` numbers."""
-    return size * (1 + 2 * frequencies)
-
-
 class CriticEnsemble(Ensemble):
-    """Q_1..Q_E: values of actions, in units of (scaled) reward.
-
-    Args:
-        members: E.
-        observation_size: Length of the (normalized) observation.
-        action_size: Length of the (normalized) action.
-        hidden: As for `Ensemble`.
-        layer_norm: As for `Ensemble`.
-        frequencies: In which the observation is also seen, see `waves`; 0: it alone.
-        generator: Source of the initial weights.
-    """
-
-    def __init__(
-        self,
-        members: int,
-        observation_size: int,
-        action_size: int,
-        hidden: Sequence[int],
-        layer_norm: bool,
-        frequencies: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        state_size = waves_size(observation_size, frequencies)
-        super().__init__(members, state_size + action_size, hidden, layer_norm, generator)
-        self.state_size, self.frequencies = state_size, frequencies
+    """Q_1..Q_E: values of actions, in units of (scaled) reward."""
 
     def forward(
         self,
@@ -184,23 +164,7 @@ class CriticEnsemble(Ensemble):
 
 
 class ValueEnsemble(Ensemble):
-    """V_1..V_E: values of states; needed by the trainer only.
-
-    The arguments are those of `CriticEnsemble`, without the action.
-    """
-
-    def __init__(
-        self,
-        members: int,
-        observation_size: int,
-        hidden: Sequence[int],
-        layer_norm: bool,
-        frequencies: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        inputs = waves_size(observation_size, frequencies)
-        super().__init__(members, inputs, hidden, layer_norm, generator)
-        self.frequencies = frequencies
+    """V_1..V_E: values of states; needed by the trainer only."""
 
     def forward(
         self, observations: Float[Tensor, "*batch obs"]
@@ -260,6 +224,7 @@ def build_values(config: NetworkConfig, generator: torch.Generator | None = None
     return ValueEnsemble(
         config.critics,
         config.observation_size,
+        0,
         config.critic_hidden,
         config.critic_layer_norm,
         config.critic_frequencies,
