@@ -22,8 +22,9 @@ from gymnasium import spaces
 
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.critics import build_critics
 from gem_policy.evaluate import machine
-from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.networks import build_actor, build_behavior
 from gem_policy.policy import GEMPolicy
 
 OBSERVATIONS, ACTIONS = 11, 3

@@ -26,14 +26,16 @@ from torch import Tensor
 
 from gem_policy import spaces as space_json
 from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
+from gem_policy.critics import build_critics
 from gem_policy.errors import CheckpointError, GEMError
-from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.networks import build_actor, build_behavior
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CALIBRATION_POINTS = 1001
+POSITIVE = ("observation.std", "critic.units.advantage")  # what is divided by
 
 
 def _with_frequencies(document: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +43,17 @@ def _with_frequencies(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "network": {"critic_frequencies": 0, **document["network"]}}
 
 
+def _with_lookahead(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 says whether the critics look one step ahead; before, none did."""
+    added = {"critic_lookahead": False, "step_hidden": [128, 128]}
+    return {**document, "network": {**added, **document["network"]}}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_frequencies}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _with_frequencies,
+    2: _with_lookahead,
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ def check_tensors(config: PolicyConfig, tensors: Mapping[str, Tensor], source: s
             problems.append(f"{name}: dtype {tensor.dtype}, expected torch.float32")
         elif not bool(torch.isfinite(tensor).all()):
             problems.append(f"{name}: has NaN or infinite values")
-        elif name == "observation.std" and not bool((tensor > 0).all()):
+        elif name in POSITIVE and not bool((tensor > 0).all()):
             problems.append(f"{name}: must be positive")
     if not problems:
         low, high = tensors["action.low"].numpy(), tensors["action.high"].numpy()

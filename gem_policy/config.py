@@ -79,8 +79,11 @@ class NetworkConfig:
         critic_layer_norm: LayerNorm before each critic activation; see DESIGN.md for why.
         critic_frequencies: Critics and state values see every (normalized) number of the
             observation also as sin and cos of 1, 2, 4, ... times itself, for so many frequencies.
-            For mazes, where a value changes within a wall's thickness: values gain by it, critics
-            less so far (benchmarks/TRIED.md). 0: the numbers alone.
+            For mazes, where a value changes within a wall's thickness. 0: the numbers alone.
+        critic_lookahead: The critics are state values of where an action leads, by a learned step
+            of the environment: `gem_policy.critics.LookaheadCritics`. False: networks of
+            observation and action.
+        step_hidden: Widths of the hidden layers of that step's networks.
         min_std: Smallest standard deviation of a component, in normalized action units.
         max_std: Largest standard deviation of a component, in normalized action units.
     """
@@ -95,6 +98,8 @@ class NetworkConfig:
     critic_hidden: tuple[int, ...] = (256, 256)
     critic_layer_norm: bool = True
     critic_frequencies: int = 0
+    critic_lookahead: bool = False
+    step_hidden: tuple[int, ...] = (128, 128)
     min_std: float = 0.05
     max_std: float = 1.0
 
@@ -107,19 +112,16 @@ class NetworkConfig:
             "critics",
         ):
             require_count(name, getattr(self, name), high=MAX_SIZE)
-        for name in ("actor_hidden", "behavior_hidden", "critic_hidden"):
+        for name in ("actor_hidden", "behavior_hidden", "critic_hidden", "step_hidden"):
             widths = getattr(self, name)
             count = len(widths) if isinstance(widths, tuple) else 0
             require(count >= 1, name, widths, "a non-empty tuple of layer widths")
             require(count <= MAX_LAYERS, name, f"{count} layers", f"at most {MAX_LAYERS} layers")
             for width in widths:
                 require_count(name, width, high=MAX_SIZE)
-        require(
-            isinstance(self.critic_layer_norm, bool),
-            "critic_layer_norm",
-            self.critic_layer_norm,
-            "True or False",
-        )
+        for name in ("critic_layer_norm", "critic_lookahead"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, value, "True or False")
         require_count("critic_frequencies", self.critic_frequencies, 0, MAX_FREQUENCIES)
         require_number("min_std", self.min_std, "a number in [1e-6, 10]", 1e-6, 10)
         require_number("max_std", self.max_std, "a number in [1e-6, 100]", 1e-6, 100)

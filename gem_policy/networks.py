@@ -81,7 +81,7 @@ class MixturePolicy(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """E independent multilayer perceptrons with one output each, as stacked weights.
+    """E independent multilayer perceptrons, as stacked weights.
 
     Args:
         members: E.
@@ -91,6 +91,7 @@ class Ensemble(nn.Module):
         layer_norm: Normalize every hidden layer before its activation. Without a gain and a shift
             of its own: the layer's bias before, and the next layer after it, do that work.
         frequencies: In which the observation is also seen, see `waves`; 0: it alone.
+        outputs: Numbers that every member gives.
         generator: Source of the initial weights.
 
     Attributes:
@@ -105,6 +106,7 @@ class Ensemble(nn.Module):
         hidden: Sequence[int],
         layer_norm: bool,
         frequencies: int = 0,
+        outputs: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -112,19 +114,49 @@ class Ensemble(nn.Module):
         self.layer_norm = layer_norm
         self.frequencies = frequencies
         self.state_size = observation_size * (1 + 2 * frequencies)
-        sizes = [self.state_size + action_size, *hidden, 1]
+        sizes = [self.state_size + action_size, *hidden, outputs]
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
         self.weights = nn.ParameterList(_uniform((members, i, o), i, generator) for i, o in pairs)
         self.biases = nn.ParameterList(_uniform((members, 1, o), i, generator) for i, o in pairs)
 
-    def after_first(self, x: Float[Tensor, "members rows hidden"]) -> Float[Tensor, "members rows"]:
+    def after_first(
+        self, x: Float[Tensor, "members rows hidden"]
+    ) -> Float[Tensor, "members rows outputs"]:
         """Everything after the first linear map, whose output ``x`` is; it may be overwritten."""
         for layer in range(1, len(self.weights)):
             if self.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:])
             # In place: neither LayerNorm nor the product before needs its output to go backward.
             x = torch.baddbmm(self.biases[layer], F.relu_(x), self.weights[layer])
-        return x.squeeze(-1)
+        return x
+
+    def of_actions(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch candidates action"],
+    ) -> Float[Tensor, "members *batch candidates outputs"]:
+        """What every member gives for every candidate.
+
+        The observation's share of the first layer is computed once per state, not per candidate.
+        """
+        *batch, count, width = actions.shape
+        rows, split = math.prod(batch), self.state_size
+        weight, members = self.weights[0], self.members
+        state = waves(observations, self.frequencies).reshape(1, rows, split)
+        state = state.expand(members, rows, split)
+        state = torch.baddbmm(self.biases[0], state, weight[:, :split])
+        action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
+        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
+        x = (x + state.unsqueeze(2)).reshape(members, rows * count, weight.shape[-1])
+        x = self.after_first(x)
+        return x.reshape(members, *batch, count, x.shape[-1])
+
+    def of_own(
+        self, inputs: Float[Tensor, "members rows obs"]
+    ) -> Float[Tensor, "members rows outputs"]:
+        """What every member gives for rows of its own, or for the same ones, expanded."""
+        inputs = waves(inputs, self.frequencies)
+        return self.after_first(torch.baddbmm(self.biases[0], inputs, self.weights[0]))
 
 
 def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*batch inputs"]:
@@ -147,33 +179,20 @@ class CriticEnsemble(Ensemble):
         observations: Float[Tensor, "*batch obs"],
         actions: Float[Tensor, "*batch candidates action"],
     ) -> Float[Tensor, "members *batch candidates"]:
-        """Value of every candidate by every member.
-
-        The observation's share of the first layer is computed once per state, not per candidate.
-        """
-        *batch, count, width = actions.shape
-        rows, split = math.prod(batch), self.state_size
-        weight, members = self.weights[0], self.members
-        state = waves(observations, self.frequencies).reshape(1, rows, split)
-        state = state.expand(members, rows, split)
-        state = torch.baddbmm(self.biases[0], state, weight[:, :split])
-        action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
-        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
-        x = (x + state.unsqueeze(2)).reshape(members, rows * count, weight.shape[-1])
-        return self.after_first(x).reshape(members, *batch, count)
+        """Value of every candidate by every member."""
+        return self.of_actions(observations, actions).squeeze(-1)
 
 
 class ValueEnsemble(Ensemble):
-    """V_1..V_E: values of states; needed by the trainer only."""
+    """V_1..V_E: values of states."""
 
     def forward(
         self, observations: Float[Tensor, "*batch obs"]
     ) -> Float[Tensor, " members *batch"]:
         """Value of every state by every member."""
         *batch, size = observations.shape
-        rows = waves(observations.reshape(math.prod(batch), size), self.frequencies)
-        x = torch.baddbmm(self.biases[0], rows.expand(self.members, -1, -1), self.weights[0])
-        return self.after_first(x).reshape(self.members, *batch)
+        rows = observations.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
+        return self.of_own(rows).reshape(self.members, *batch)
 
 
 def build_actor(config: NetworkConfig, generator: torch.Generator | None = None) -> MixturePolicy:
@@ -204,10 +223,10 @@ def build_behavior(
     )
 
 
-def build_critics(
+def build_action_values(
     config: NetworkConfig, generator: torch.Generator | None = None
 ) -> CriticEnsemble:
-    """The critic ensemble that a config describes, freshly initialized."""
+    """Networks of observation and action, of the critics' sizes, freshly initialized."""
     return CriticEnsemble(
         config.critics,
         config.observation_size,
@@ -215,7 +234,7 @@ def build_critics(
         config.critic_hidden,
         config.critic_layer_norm,
         config.critic_frequencies,
-        generator,
+        generator=generator,
     )
 
 
@@ -228,5 +247,5 @@ def build_values(config: NetworkConfig, generator: torch.Generator | None = None
         config.critic_hidden,
         config.critic_layer_norm,
         config.critic_frequencies,
-        generator,
+        generator=generator,
     )

@@ -22,11 +22,12 @@ from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
 from gem_policy.config import SelectionConfig, require_count
+from gem_policy.critics import Critics, build_critics
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
 from gem_policy.explanation import Explanation
 from gem_policy.hub import download
 from gem_policy.mixture import GaussianMixture
-from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.networks import build_actor, build_behavior
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.predictor import Predictor
 from gem_policy.scoring import rule_of
@@ -105,11 +106,12 @@ class GEMPolicy(Predictor):
         self.source: str | None = None
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
-        self._tensors = {k: v.to(device) for k, v in checkpoint.tensors.items()}
+        # Copied, because tensors of a file may lie at addresses for which kernels round otherwise.
+        self._tensors = {k: v.to(device, copy=True) for k, v in checkpoint.tensors.items()}
         with torch.device("meta"):
             self.actor = build_actor(config.network)
             self.behavior = build_behavior(config.network)
-            self.critics = build_critics(config.network)
+            self.critics: Critics = build_critics(config.network)
         for name in ("actor", "behavior", "critic"):
             module = self.critics if name == "critic" else getattr(self, name)
             own = {

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.critics import build_critics
 from gem_policy.mixture import GaussianMixture
-from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.networks import build_actor, build_behavior
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import observation_size
 

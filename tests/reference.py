@@ -52,6 +52,32 @@ def log_prob(logits: Sequence[float], mean: Any, log_std: Any, action: Sequence[
 # -- scoring and selection ---------------------------------------------------------------------
 
 
+def in_waves(observation: list[float], frequencies: int) -> list[float]:
+    """The numbers, then their sines by rising frequency, then their cosines."""
+    angles = [2**k * x for k in range(frequencies) for x in observation]
+    return observation + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+
+
+def member_outputs(ensemble: Any, member: int, inputs: list[float]) -> list[float]:
+    """One member's network of an ensemble in float64, one unit at a time."""
+    values = inputs
+    last = len(ensemble.weights) - 1
+    for layer in range(last + 1):
+        weight = ensemble.weights[layer][member].double().tolist()
+        bias = ensemble.biases[layer][member, 0].double().tolist()
+        values = [
+            bias[o] + math.fsum(values[i] * weight[i][o] for i in range(len(values)))
+            for o in range(len(bias))
+        ]
+        if layer < last:
+            if ensemble.layer_norm:
+                mean = math.fsum(values) / len(values)
+                variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
+                values = [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
+            values = [max(v, 0.0) for v in values]
+    return values
+
+
 def mean_of(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 

@@ -71,7 +71,8 @@ def write() -> None:
     )
     chosen = SelectionConfig(candidates=12, kappa=0.7, support_weight=1.5, bound="lower")
     provenance = {"dataset_id": "test/golden-v0", "versions": {"gem-policy": "0.1.0"}}
-    save(tiny_checkpoint(space, selection=chosen, provenance=provenance), path)
+    network = {"critic_lookahead": True, "step_hidden": (6,), "critic_frequencies": 2}
+    save(tiny_checkpoint(space, selection=chosen, provenance=provenance, network=network), path)
     observations = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     policy = GEMPolicy(load(path), torch.device("cpu"))
     recorded = {

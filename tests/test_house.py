@@ -26,6 +26,7 @@ LEVELS = {
     "pretrained": 0,
     "spaces": 0,
     "networks": 1,
+    "critics": 2,
     "behavior": 2,
     "candidates": 2,
     "predictor": 2,

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fakes import tiny_policy
+from reference import in_waves, member_outputs
 
 from gem_policy import GEMPolicy
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import ConfigError
-from gem_policy.networks import Ensemble, build_critics, build_values, waves
-
-
-def in_waves(observation: list[float], frequencies: int) -> list[float]:
-    """The numbers, then their sines by rising frequency, then their cosines."""
-    angles = [2**k * x for k in range(frequencies) for x in observation]
-    return observation + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-
-
-def member_output(ensemble: Ensemble, member: int, inputs: list[float]) -> float:
-    """One member's network in float64, one unit at a time."""
-    values = inputs
-    last = len(ensemble.weights) - 1
-    for layer in range(last + 1):
-        weight = ensemble.weights[layer][member].double().tolist()
-        bias = ensemble.biases[layer][member, 0].double().tolist()
-        values = [
-            bias[o] + math.fsum(values[i] * weight[i][o] for i in range(len(values)))
-            for o in range(len(bias))
-        ]
-        if layer < last:
-            if ensemble.layer_norm:
-                mean = math.fsum(values) / len(values)
-                variance = math.fsum((v - mean) ** 2 for v in values) / len(values)
-                values = [(v - mean) / math.sqrt(variance + 1e-5) for v in values]
-            values = [max(v, 0.0) for v in values]
-    return values[0]
+from gem_policy.networks import build_action_values, build_values, waves
 
 
 def small(frequencies: int, layer_norm: bool = True) -> NetworkConfig:
@@ -62,7 +36,7 @@ def test_ensembles_are_their_loops(
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     config = small(frequencies, layer_norm)
-    critics, values = build_critics(config, generator), build_values(config, generator)
+    critics, values = build_action_values(config, generator), build_values(config, generator)
     observations = torch.randn(*batch, 3, generator=generator)
     actions = torch.rand(*batch, 5, 2, generator=generator) * 2 - 1
     with torch.no_grad():
@@ -71,10 +45,10 @@ def test_ensembles_are_their_loops(
     for member in range(2):
         for place in np.ndindex(*batch):
             seen = in_waves(observations[place].double().tolist(), frequencies)
-            expected = member_output(values, member, seen)
+            expected = member_outputs(values, member, seen)[0]
             assert float(v[(member, *place)]) == pytest.approx(expected, abs=1e-5)
             for n in range(5):
-                expected = member_output(critics, member, seen + actions[(*place, n)].tolist())
+                expected = member_outputs(critics, member, seen + actions[(*place, n)].tolist())[0]
                 assert float(q[(member, *place, n)]) == pytest.approx(expected, abs=1e-5)
 
 

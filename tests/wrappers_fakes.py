@@ -14,7 +14,8 @@ from gymnasium.spaces import Box, Dict
 from gem_policy import GEMPolicy
 from gem_policy.checkpoint import Checkpoint, PolicyConfig, save
 from gem_policy.config import NetworkConfig, SelectionConfig
-from gem_policy.networks import build_actor, build_behavior, build_critics
+from gem_policy.critics import build_critics
+from gem_policy.networks import build_actor, build_behavior
 from gem_policy.spaces import observation_size
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float64)

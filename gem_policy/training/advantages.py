@@ -29,7 +29,8 @@ def judge(replay: Replay, value: ValueLearner, config: TrainConfig) -> Replay:
     (our choice).
     """
     advantages = advantages_of(replay, value, config)
-    return replace(replay, advantages=advantages / _scale(advantages))
+    unit = _scale(advantages)
+    return replace(replay, advantages=advantages / unit, unit=float(unit))
 
 
 def judge_both(
@@ -38,7 +39,10 @@ def judge_both(
     """`judge` the training transitions, and the others in the same unit."""
     own, other = (advantages_of(part, value, config) for part in (training, held_out))
     unit = _scale(own)
-    return replace(training, advantages=own / unit), replace(held_out, advantages=other / unit)
+    return (
+        replace(training, advantages=own / unit, unit=float(unit)),
+        replace(held_out, advantages=other / unit, unit=float(unit)),
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gem_policy.checkpoint import CALIBRATION_POINTS, Checkpoint, PolicyConfig
 from gem_policy.config import NetworkConfig, SelectionConfig
@@ -117,7 +117,11 @@ def export(
     provenance: Mapping[str, Any],
 ) -> Checkpoint:
     """The deployed policy: actor, behavior model, critics, statistics, calibration."""
-    modules = {name: learners[name].modules[name] for name in ("behavior", "critic", "actor")}
+    modules: dict[str, nn.Module] = {
+        "behavior": expect(learners["behavior"], BehaviorLearner).model,
+        "critic": expect(learners["critic"], CriticLearner).critics,
+        "actor": expect(learners["actor"], ActorLearner).model,
+    }
     tensors = {
         f"{name}.{key}": value.detach()
         for name, module in modules.items()

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from gem_policy.config import SelectionConfig
+from gem_policy.critics import Critics
 from gem_policy.errors import TrainingWarning
-from gem_policy.networks import CriticEnsemble, MixturePolicy
+from gem_policy.networks import MixturePolicy
 from gem_policy.training.advantages import weigh_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.learners import BehaviorLearner, CriticLearner, Learner, expect
@@ -93,7 +94,7 @@ def measure(training: Replay, held_out: Replay, learners: Mapping[str, Learner])
 
 
 @torch.no_grad()
-def explained(critics: CriticEnsemble, batch: Batch) -> float | None:
+def explained(critics: Critics, batch: Batch) -> float | None:
     """Share of the advantages' variance that the members' mean explains."""
     target = batch.advantages.mean(-1)
     if len(target) == 0 or bool((target == target[0]).all()):

@@ -16,21 +16,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gem_policy.config import NetworkConfig
+from gem_policy.critics import Critics
 from gem_policy.errors import TrainingError
 from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import (
     CriticEnsemble,
     MixturePolicy,
     ValueEnsemble,
+    build_action_values,
     build_actor,
     build_behavior,
-    build_critics,
     build_values,
 )
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dropout import dropout_generator, forward_with_dropout
 from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
-from gem_policy.training.replay import Batch
+from gem_policy.training.replay import Batch, Replay
 
 Metrics = dict[str, Tensor]
 
@@ -179,7 +180,7 @@ class ValueLearner(Learner):
         device: torch.device,
     ) -> None:
         self.config = config
-        self.helper: CriticEnsemble = build_critics(network, generator).to(device)
+        self.helper: CriticEnsemble = build_action_values(network, generator).to(device)
         self.values: ValueEnsemble = build_values(network, generator).to(device)
         self.target: ValueEnsemble = build_values(network, generator).to(device)
         self.target.load_state_dict(self.values.state_dict())
@@ -248,9 +249,12 @@ class CriticLearner(Learner):
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self.critics: CriticEnsemble = build_critics(network, generator).to(device)
+        self.critics: Critics = build_action_values(network, generator).to(device)
         modules: dict[str, nn.Module] = {"critic": self.critics}
         super().__init__(modules, config.critic_lr, config.critic_updates, config.weight_decay)
+
+    def begin(self, value: ValueLearner, training: Replay) -> None:
+        """What is to be known of finished values and judged transitions; for these, nothing."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Squared error, summed over members."""

@@ -60,6 +60,7 @@ class Replay:
         ahead_rows: Row of the observation after them.
         advantages: What the critics are fitted to; no columns until the values are known.
         weights: Weight of each transition in the actor's loss; ones until the critics are known.
+        unit: What the advantages were divided by; 1 until the values are known.
     """
 
     rows: Float[Tensor, "rows obs"]
@@ -72,6 +73,7 @@ class Replay:
     ahead_rows: Int[Tensor, " transitions"]
     advantages: Float[Tensor, "transitions members"]
     weights: Float[Tensor, " transitions"]
+    unit: float = 1.0
 
     def __len__(self) -> int:
         return self.index.shape[0]

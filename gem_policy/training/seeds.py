@@ -150,7 +150,7 @@ def _train(
             done = saved.step if name == saved.phase else learner.updates
             learner.restore(saved.own(name), done)
         if name == "critic":
-            shared = judge_all(shared, dataset, learners["value"], configs)
+            shared = judge_all(shared, dataset, learners, configs)
         elif name == "actor":
             shared = weigh_all(shared, dataset, learners, configs)
         sampler = SharedSampler(shared, configs, number)
@@ -203,14 +203,16 @@ def _run_phase(
 def judge_all(
     shared: SharedReplay,
     dataset: Dataset,
-    value: StackedLearner,
+    learners: Mapping[str, StackedLearner],
     configs: Sequence[TrainConfig],
 ) -> SharedReplay:
     """`judge` of each seed by its own finished values, one at a time to save memory."""
-    parts = [
-        judge(_own(dataset, config, shared), expect(own, ValueLearner), config).advantages
-        for own, config in zip(value.learners, configs, strict=True)
-    ]
+    parts = []
+    for i, config in enumerate(configs):
+        value = expect(learners["value"].learners[i], ValueLearner)
+        judged = judge(_own(dataset, config, shared), value, config)
+        expect(learners["critic"].learners[i], CriticLearner).begin(value, judged)
+        parts.append(judged.advantages)
     return replace(shared, advantages=torch.cat(parts))
 
 

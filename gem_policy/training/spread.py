@@ -6,13 +6,13 @@ import warnings
 
 import torch
 
+from gem_policy.critics import Critics
 from gem_policy.errors import TrainingWarning
-from gem_policy.networks import CriticEnsemble
 from gem_policy.training.replay import Batch
 
 
 @torch.no_grad()
-def critic_spread(critics: CriticEnsemble, batch: Batch, seed: int) -> dict[str, float | None]:
+def critic_spread(critics: Critics, batch: Batch, seed: int) -> dict[str, float | None]:
     """Standard deviation over the members, at the data's actions and at random ones.
 
     Args:

@@ -39,6 +39,7 @@ from gem_policy.training.learners import (
     expect,
 )
 from gem_policy.training.life_signs import component_usage, warn_of_dead_components
+from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
 from gem_policy.training.spread import critic_spread
@@ -183,7 +184,10 @@ def start_learner(
     """The learner of a phase as it is before its first update; the same on every device."""
     # Weights are made on the CPU, so that a seed means the same on every device.
     generator = torch.Generator().manual_seed((config.seed << 8) ^ list(PHASES).index(name))
-    return PHASES[name](net, config, generator, device)  # type: ignore[arg-type]
+    kind = PHASES[name]
+    if kind is CriticLearner and net.critic_lookahead:
+        kind = LookaheadLearner
+    return kind(net, config, generator, device)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,7 @@ def _train(
         if isinstance(learner, CriticLearner):
             value = expect(learners["value"], ValueLearner)
             training, held_out = judge_both(training, held_out, value, config)
+            learner.begin(value, training)
         elif isinstance(learner, ActorLearner):
             known = measure(training, held_out, learners)
             if known.clones(config):

@@ -36,6 +36,7 @@ TINY = {
     "critic_hidden": (8, 8),
     "critics": 2,
     "critic_frequencies": 2,
+    "step_hidden": (8,),
     "actor_components": 2,
     "behavior_components": 2,
 }
@@ -88,27 +89,36 @@ def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any)
 # -- each seed is what it is alone -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value_steps", [1, 3])
+@pytest.mark.parametrize(("value_steps", "lookahead"), [(1, False), (3, False), (1, True)])
 def test_each_seed_is_the_run_that_it_is_alone(
-    dataset: Dataset, tmp_path: Path, value_steps: int
+    dataset: Dataset, tmp_path: Path, value_steps: int, lookahead: bool
 ) -> None:
-    config = replace(SHORT, value_steps=value_steps)
+    config, network = (
+        replace(SHORT, value_steps=value_steps),
+        {**TINY, "critic_lookahead": lookahead},
+    )
     if value_steps > 1:  # the other phases are shorter, and other options are on
         config = replace(config, behavior_updates=2, critic_updates=3, actor_updates=3)
         config = replace(config, weight_decay=0.5, return_normalization=True, critic_steps=2)
     told: list[Progress] = []
-    run(dataset, tmp_path, config, progress=told.append, save_seconds=60.0)
+    run(dataset, tmp_path, config, network=network, progress=told.append, save_seconds=60.0)
     for seed in SEEDS:
         alone: list[Progress] = []
         own = replace(config, seed=seed)
         path = fit(
-            dataset, tmp_path / "alone", own, network=TINY, log_every=3, progress=alone.append
+            dataset, tmp_path / "alone", own, network=network, log_every=3, progress=alone.append
         )
         expected, got = files.load(path), files.load(tmp_path / f"seed-{seed}")
         (tmp_path / "alone" / STATE_FILE).unlink()
         assert got.config == expected.config
-        spread = {"critic_spread": pytest.approx(expected.provenance["critic_spread"], rel=1e-4)}
-        assert got.provenance == {**expected.provenance, **spread}
+        measured = expected.provenance["generalization"]
+        rounded = {
+            "critic_spread": pytest.approx(expected.provenance["critic_spread"], rel=1e-4),
+            "generalization": {
+                k: pytest.approx(v, rel=1e-4, abs=1e-5) for k, v in measured.items()
+            },
+        }
+        assert got.provenance == {**expected.provenance, **rounded}
         assert got.provenance["train"]["seed"] == seed
         for name, tensor in expected.tensors.items():
             torch.testing.assert_close(got.tensors[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

@@ -10,8 +10,8 @@ from tiny_runs import SHORT, TINY, random_dataset, run
 
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig
+from gem_policy.critics import build_critics
 from gem_policy.errors import TrainingWarning
-from gem_policy.networks import build_critics
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.preparation import prepare
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
