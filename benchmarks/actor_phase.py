@@ -15,16 +15,17 @@ import torch
 from gem_policy import checkpoint as files
 from gem_policy.config import from_mapping
 from gem_policy.networks import MixturePolicy
-from gem_policy.training.advantages import weigh
+from gem_policy.training.advantages import judge, weigh
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.learners import ActorLearner, CriticLearner
+from gem_policy.training.learners import ActorLearner, CriticLearner, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
 from gem_policy.training.state import read_state
-from gem_policy.training.trainer import PHASES
+from gem_policy.training.trainer import PHASES, start_learner
 
 NUMBER = list(PHASES).index("actor")
+JUDGES = ("value", "critic")
 CPU = torch.device("cpu")
 
 
@@ -42,12 +43,17 @@ class FinishedRun:
         provenance = self.checkpoint.provenance
         self.config = from_mapping(TrainConfig, provenance["train"], "train")
         self.prepared = prepare(dataset or load(provenance["dataset_id"]), self.config, CPU)
-        generator = torch.Generator().manual_seed(0)
-        self.critic = CriticLearner(self.network, self.config, generator, CPU)
-        self.critic.restore(read_state(folder).own("critic"), self.config.critic_updates)
+        state = read_state(folder)
+        started = {name: start_learner(name, self.network, self.config, CPU) for name in JUDGES}
+        for name, learner in started.items():
+            learner.restore(state.own(name), learner.updates)
+        self.value = expect(started["value"], ValueLearner)
+        self.critic = expect(started["critic"], CriticLearner)
 
     def weighed(self, replay: Replay, config: TrainConfig) -> Replay:
         """Transitions with the actor's weights under given settings."""
+        if config.weight_source == "data":
+            replay = judge(replay, self.value, config)
         return weigh(replay, self.critic, config)
 
     def train(

@@ -15,18 +15,7 @@ from typing import Any
 from gem_policy import checkpoint as files
 
 ROOT = Path(__file__).resolve().parent.parent
-# What is true of one policy only, and what its user must know.
-NOTES = {
-    "pointmaze-large": """Trainings differ: this one was chosen on development seeds (5000 to 5063)
-out of four, and was made before a fix of the batches' seeds, so that the recipe run again gives
-another policy. `benchmarks/results/large_{shipped,other}_training.json` are its score, with its
-former actor, and that of another, on those seeds. The values smooth over thin walls, and whether
-the critics' disagreement shows it is a matter of chance; `bound="paired"` is the safer setting for
-a training that was not looked at. The actor was trained again on its values and critics with a
-higher weight_temperature (`benchmarks/actor_again.py`), chosen with N and lambda on development
-seeds (8000 to 9095); `benchmarks/results/large_sharper_actor.json` is the former one's report.
-Beyond the shipped budget the ball stays less at its goal: no data show one that stays there. """,
-}
+RECIPE = "benchmarks/recipes/pointmaze.json"
 START, END = "<!-- results: benchmarks/cards.py -->", "<!-- end of results -->"
 
 
@@ -89,7 +78,9 @@ policy = GEMPolicy.load("{name}")
 - Data: `{p["dataset_id"]}`, {p["dataset_episodes"]} episodes, {p["dataset_steps"]} steps, made by
   `gem-policy datasets make {p["dataset_id"]}` (seed {p["dataset_recipe"].get("seed")}). These are
   not the published D4RL data, only made by the same recipe: do not compare with published tables.
-- Training: `gem-policy train {p["dataset_id"]} --config benchmarks/recipes/{name}.json --out DIR`,
+- Training: `gem-policy train {
+        p["dataset_id"]
+    } --config benchmarks/recipes/pointmaze.json --out DIR`,
   seed {p["train"]["seed"]}; {settings(p["train"])}
 - Versions: {settings(p["versions"])}
 - Default selection: {settings(selection)}
@@ -111,7 +102,9 @@ steps spent at the goal. One training seed: the intervals are over episodes, not
 ## Limits
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
-action. {NOTES.get(name, "")}License: MIT.
+action. The critics' disagreement is no larger at actions unlike the data's than at theirs
+(`critic_spread`), so a larger kappa is no safety; lambda is. At and around the goal the policy
+follows values that no data show. License: MIT.
 """
 
 

@@ -85,7 +85,12 @@ def weigh_both(
 def lower_bounds_of(
     replay: Replay, critic: CriticLearner, config: TrainConfig
 ) -> Float[Tensor, " transitions"]:
-    """Lower bound of every transition's advantage over the members of the ensemble."""
+    """Lower bound of every transition's advantage over the members of the ensemble.
+
+    By the critics, or as `judge` found it in the data; ``weight_source`` says which.
+    """
+    if config.weight_source == "data":
+        return lower_bound(replay.advantages.T, config.weight_kappa)
     parts = [
         lower_bound(
             critic.critics(replay.rows[index], actions.unsqueeze(-2)).squeeze(-1),

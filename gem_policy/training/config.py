@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from gem_policy.config import require, require_count, require_number
 
+WEIGHT_SOURCES = ("critics", "data")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -31,6 +33,10 @@ class TrainConfig:
         weight_temperature: T in exp(A / T), in standard deviations of the dataset's advantages.
         weight_kappa: The advantages in the weights are lower bounds, mean - kappa * std over the
             critics; 0 takes their mean.
+        weight_source: Whose advantages the weights are made of. ``"critics"``: what the critics say
+            of the action. ``"data"``: what the transition itself came to by the finished values,
+            ``r + gamma V(s') - V(s)``: nothing is lost to the critics' fit, but in a random world
+            luck counts as skill.
         weight_max: Largest weight of a transition in the actor's loss.
         cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
             are in `gem_policy.training.generalization`), the actor is the behavior model (where
@@ -74,6 +80,7 @@ class TrainConfig:
     expectile: float = 0.9
     weight_temperature: float = 0.5
     weight_kappa: float = 5.0
+    weight_source: str = "critics"
     weight_max: float = 20.0
     cautious: bool = True
     responsibility_floor: float = 0.0
@@ -102,6 +109,8 @@ class TrainConfig:
         require(fine, "expectile", self.expectile, "a number strictly between 0 and 1")
         require_number("weight_temperature", self.weight_temperature, "> 0", 1e-9, 1e9)
         require_number("weight_kappa", self.weight_kappa, "a finite number >= 0", 0, 1e9)
+        known = self.weight_source in WEIGHT_SOURCES
+        require(known, "weight_source", self.weight_source, f"one of {WEIGHT_SOURCES}")
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):
