@@ -30,9 +30,9 @@ from gem_policy.policy import GEMPolicy
 OBSERVATIONS, ACTIONS = 11, 3
 
 
-def random_policy(members: int, seed: int = 0) -> GEMPolicy:
-    """A policy with random weights of the standard sizes (256x256, K = 5)."""
-    network = NetworkConfig(OBSERVATIONS, ACTIONS, critics=members)
+def random_policy(members: int, seed: int = 0, **changes: Any) -> GEMPolicy:
+    """A policy with random weights of the standard sizes (256x256, K = 5), or changed ones."""
+    network = NetworkConfig(OBSERVATIONS, ACTIONS, critics=members, **changes)
     generator = torch.Generator().manual_seed(seed)
     modules = {
         "actor": build_actor(network, generator),
@@ -113,6 +113,8 @@ def main() -> None:
         calls[f"GEM predict N={count} E=4"] = lambda p=policy: p.predict(  # type: ignore[misc]
             observation, deterministic=True
         )
+    ahead = random_policy(4, critic_lookahead=True, critic_frequencies=6)
+    calls["GEM predict N=32, lookahead"] = lambda: ahead.predict(observation, deterministic=True)
     table = alternate(calls, options.repeats)
     large = random_policy(10)
     large.selection = large.selection.replace(candidates=256)
@@ -123,13 +125,15 @@ def main() -> None:
     rate = matmul_rate()
     work = 2 * multiplications(10, 256)
     achieved = work / table["GEM predict N=256 E=10"]["median_us"] / 1e3
+    products = 2 * multiplications(4, 32) / rate / 1e3
     base = table["SB3 SAC predict"]["median_us"]
     for name, row in table.items():
         print(
-            f"{name:26} median {row['median_us']:8.0f} us   p99 {row['p99_us']:8.0f} us   "
+            f"{name:28} median {row['median_us']:8.0f} us   p99 {row['p99_us']:8.0f} us   "
             f"{row['median_us'] / base:5.2f} x SAC"
         )
     print(f"matmul {rate:.0f} GFLOP/s; N=256 E=10 reaches {achieved:.0f} ({achieved / rate:.0%})")
+    print(f"the matrix products of N=32 E=4 alone take {products:.0f} us at that rate")
     if options.json:
         document = {
             "machine": machine(),
@@ -137,6 +141,7 @@ def main() -> None:
             "rows": table,
             "matmul_gflops": rate,
             "n256_e10_gflops": achieved,
+            "n32_e4_products_us": products,
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 

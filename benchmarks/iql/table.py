@@ -8,6 +8,9 @@ Reads benchmarks/results/iql.json (the records whose label begins with "defaults
     gem-policy evaluate RUN --episodes 100 --envs 100 --seed 60000 --batched
                             --candidates 1,4,16,64,256 --json FILE
 
+where *_lookahead_budget.json are of runs that were trained with `--set critic_lookahead=true --set
+weight_source=data`.
+
 Run again it changes nothing.
 """
 
@@ -52,7 +55,8 @@ def name_of(dataset_id: str) -> str:
 
 def budgets() -> list[str]:
     """Returns over N: the lines of a table, one for every ``*_budget.json``, with the same N."""
-    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_budget.json"))]
+    paths = sorted(RESULTS.glob("*_budget.json"))
+    documents = [json.loads(path.read_text()) for path in paths]
     curves = [
         {r["settings"]["candidates"]: r for r in document["rows"] if r["label"].startswith("GEM")}
         for document in documents
@@ -62,8 +66,9 @@ def budgets() -> list[str]:
         f"| data | episodes | seed | {' | '.join(f'N = {n}' for n in counts)} |",
         "| --- " * (3 + len(counts)) + "|",
     ]
-    for document, curve in zip(documents, curves, strict=True):
-        of = [name_of(document["dataset_id"]), *(str(document[k]) for k in ("episodes", "seed"))]
+    for path, document, curve in zip(paths, documents, curves, strict=True):
+        what = name_of(document["dataset_id"]) + ", lookahead" * ("_lookahead_" in path.name)
+        of = [what, *(str(document[k]) for k in ("episodes", "seed"))]
         lines.append(f"| {' | '.join([*of, *(interval(curve[n]) for n in counts)])} |")
     return lines
 
