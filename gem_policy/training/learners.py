@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gem_policy.config import NetworkConfig
-from gem_policy.critics import Critics
+from gem_policy.critics import Critics, build_critics
 from gem_policy.errors import TrainingError
 from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import (
@@ -34,6 +34,7 @@ from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_lo
 from gem_policy.training.replay import Batch, Replay
 
 Metrics = dict[str, Tensor]
+Modules = Mapping[str, nn.Module]
 
 _DROPOUT_STREAMS = {"behavior": 0, "actor": 3}  # the phases' numbers
 
@@ -249,9 +250,16 @@ class CriticLearner(Learner):
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self.critics: Critics = build_action_values(network, generator).to(device)
-        modules: dict[str, nn.Module] = {"critic": self.critics}
-        super().__init__(modules, config.critic_lr, config.critic_updates, config.weight_decay)
+        self.config = config
+        self.critics: Critics = build_critics(network, generator).to(device)
+        trained, kept = self.parts()
+        super().__init__(
+            trained, config.critic_lr, config.critic_updates, config.weight_decay, kept
+        )
+
+    def parts(self) -> tuple[Modules, Modules]:
+        """The networks to train, and those that the critics need besides, by name."""
+        return {"critic": self.critics}, {}
 
     def begin(self, value: ValueLearner, training: Replay) -> None:
         """What is to be known of finished values and judged transitions; for these, nothing."""

@@ -10,7 +10,7 @@ from gem_policy.config import NetworkConfig
 from gem_policy.critics import LookaheadCritics
 from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.learners import CriticLearner, Learner, Metrics, ValueLearner
+from gem_policy.training.learners import CriticLearner, Metrics, Modules, ValueLearner
 from gem_policy.training.replay import Batch, Replay
 
 CONSTANT = 1e-6  # standard deviation of a normalized number's change below which it has none
@@ -24,6 +24,8 @@ class LookaheadLearner(CriticLearner):
     values say what is best beyond (at a goal: to stay).
     """
 
+    critics: LookaheadCritics
+
     def __init__(
         self,
         network: NetworkConfig,
@@ -36,17 +38,13 @@ class LookaheadLearner(CriticLearner):
                 f"Critics that look ahead see one step, got critic_steps={config.critic_steps}. "
                 "Leave it at 1, or critic_lookahead at False."
             )
-        self.config = config
-        self.critics: LookaheadCritics = LookaheadCritics(network, generator).to(device)
+        super().__init__(network, config, generator, device)
         self.critics.values.requires_grad_(False)
-        Learner.__init__(
-            self,
-            {"step": self.critics.step},
-            config.critic_lr,
-            config.critic_updates,
-            config.weight_decay,
-            {"values": self.critics.values, "units": self.critics.units},
-        )
+
+    def parts(self) -> tuple[Modules, Modules]:
+        """The step is trained; values and units are kept."""
+        kept = {"values": self.critics.values, "units": self.critics.units}
+        return {"step": self.critics.step}, kept
 
     @torch.no_grad()
     def begin(self, value: ValueLearner, training: Replay) -> None:
