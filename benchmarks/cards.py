@@ -102,9 +102,10 @@ steps spent at the goal. One training seed: the intervals are over episodes, not
 ## Limits
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
-action. The critics' disagreement is no larger at actions unlike the data's than at theirs
-(`critic_spread`), so a larger kappa is no safety; lambda is. At and around the goal the policy
-follows values that no data show. License: MIT.
+action. The critics' disagreement is no larger at random actions than at the data's
+(`critic_spread`): it is lambda that holds choices to the data. Few starts end in traps, some of
+which a kappa of 1 to 3 avoids, at lower returns (`benchmarks/TRIED.md`). At and around the goal
+the policy follows values that no data show. License: MIT.
 """
 
 
