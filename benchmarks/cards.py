@@ -12,6 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gem_policy import checkpoint as files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +43,39 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def differences(document: dict[str, Any], ending: str) -> str:
+    """Every budget less the next smaller one, on the same starts, as a Markdown table.
+
+    Args:
+        document: An evaluation.
+        ending: How the labels of the rows to compare end.
+    """
+    limit = document["environment"]["max_episode_steps"]
+    lines = ["| N | success, % | steps | return |", "| --- | --- | --- | --- |"]
+    before: dict[str, Any] = {}
+    for row in document["rows"]:
+        if not (row["label"].startswith("GEM ") and row["label"].endswith(ending)):
+            continue
+        played = row["episodes"]
+        steps = [limit if x is None else x for x in played["steps_to_success"]]
+        now = {
+            "N": row["settings"]["candidates"],
+            "success": 100 * np.array(played["success"], float),
+            "steps": np.array(steps, float),
+            "return": np.array(played["return"], float),
+        }
+        if before:
+            cells = [_difference(now[key] - before[key]) for key in list(now)[1:]]
+            lines.append(f"| {before['N']} to {now['N']} | {' | '.join(cells)} |")
+        before = now
+    return "\n".join(lines)
+
+
+def _difference(values: npt.NDArray[np.float64]) -> str:
+    """``mean +- standard error``."""
+    return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
 def normalized(document: dict[str, Any], provenance: dict[str, Any], shipped: str) -> str:
     """A sentence on the shipped setting's return, normalized by the dataset's references."""
     low, high = provenance["reference_min"], provenance["reference_max"]
@@ -55,6 +91,13 @@ noise-free planner ({high:.1f}), both played here, 100 episodes each."""
 def settings(values: dict[str, Any]) -> str:
     """Settings as one line."""
     return ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sorted(values.items()))
+
+
+def changed(selection: dict[str, Any]) -> str:
+    """The arguments that make the recipe's selection settings these."""
+    recipe = json.loads((ROOT / RECIPE).read_text())
+    differ = {k: v for k, v in sorted(selection.items()) if k in recipe and recipe[k] != v}
+    return "".join(f" --set {k}={json.dumps(v)}" for k, v in differ.items())
 
 
 def card(name: str, loaded: files.Checkpoint, document: dict[str, Any]) -> str:
@@ -78,9 +121,7 @@ policy = GEMPolicy.load("{name}")
 - Data: `{p["dataset_id"]}`, {p["dataset_episodes"]} episodes, {p["dataset_steps"]} steps, made by
   `gem-policy datasets make {p["dataset_id"]}` (seed {p["dataset_recipe"].get("seed")}). These are
   not the published D4RL data, only made by the same recipe: do not compare with published tables.
-- Training: `gem-policy train {
-        p["dataset_id"]
-    } --config benchmarks/recipes/pointmaze.json --out DIR`,
+- Training: `gem-policy train {p["dataset_id"]} --config {RECIPE}{changed(selection)} --out DIR`,
   seed {p["train"]["seed"]}; {settings(p["train"])}
 - Versions: {settings(p["versions"])}
 - Default selection: {settings(selection)}
@@ -99,13 +140,18 @@ steps spent at the goal. One training seed: the intervals are over episodes, not
 
 {normalized(document, dict(p), shipped)}
 
+More candidates, start by start at the shipped lambda: mean difference ± its standard error; fewer
+steps are better, and more return.
+
+{differences(document, shipped.split()[-1])}
+
 ## Limits
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
 action. The critics' disagreement is no larger at random actions than at the data's
-(`critic_spread`): it is lambda that holds choices to the data. Few starts end in traps, some of
-which a kappa of 1 to 3 avoids, at lower returns (`benchmarks/TRIED.md`). At and around the goal
-the policy follows values that no data show. License: MIT.
+(`critic_spread`): it is lambda that holds choices to the data. With a smaller lambda or another
+`proposal_scale` a few starts end in traps (`benchmarks/TRIED.md`). At and around the goal the
+policy follows values that no data show. License: MIT.
 """
 
 

@@ -249,6 +249,10 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(help="Read the first episodes only, up to so many steps.")
     ] = None,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option("--cuda-graph", help="Launch updates as one CUDA graph. Experimental."),
+    ] = False,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count
@@ -276,7 +280,9 @@ def train(
     folder = out if tensorboard else None
     drawn = curves(folder) if seeds is None else seed_curves(folder, range(first, first + seeds))
     with _progress() as bar, drawn as write, wandb_curves(wandb, out, settings) as log:
-        paths = run(data, out, settings, where, bar, [write, log], play, evaluate_every, seeds)
+        paths = run(
+            data, out, settings, where, bar, [write, log], play, evaluate_every, seeds, cuda_graph
+        )
     print("\n".join(f"Wrote {path}" for path in paths))
 
 

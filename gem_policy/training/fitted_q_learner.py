@@ -112,9 +112,9 @@ class FittedQLearner(Learner):
         loss = (q - target).square().mean(-1).sum()
         return loss, {"fitted_q/loss": loss.detach()}
 
-    def update(self, batch: Any) -> Metrics:
+    def apply(self, batch: Any) -> Metrics:
         """One Adam step, after which the targets move a little towards the critics."""
-        metrics = super().update(batch)
+        metrics = super().apply(batch)
         with torch.no_grad():
             torch._foreach_lerp_(
                 self.target, [p.detach() for p in self.parameters], self.config.target_rate

@@ -87,16 +87,23 @@ class Learner(abc.ABC):
 
     def update(self, batch: Any) -> Metrics:
         """One Adam step on one batch, of the kind that `loss` takes."""
+        self.set_rate()
+        metrics = self.apply(batch)
+        self.step += 1
+        return metrics
+
+    def apply(self, batch: Any) -> Metrics:
+        """The tensor work of an update, which can be recorded and done again.
+
+        Nothing in it depends on the number of updates done, but dropout.
+        """
         loss, metrics = self.loss(batch)
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and
             # those of a stacked linear layer are transposed.
             parameter.grad = gradient.contiguous()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
         self.optimizer.step()
-        self.step += 1
         self.follow(self.modules, self.frozen)
         return metrics
 
@@ -111,6 +118,21 @@ class Learner(abc.ABC):
     def learning_rate(self) -> float:
         """The rate of the next update."""
         return self.rate * 0.5 * (1 + math.cos(math.pi * self.step / max(self.updates, 1)))
+
+    def set_rate(self) -> None:
+        """Tell the optimizer the rate of the next update; in place where it is a tensor."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def make_recordable(self) -> None:
+        """Have the optimizer read its rate from the device, where a recorded update finds it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=self.parameters[0].device)
+            group["capturable"] = True
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by name; the tensors are the live ones."""

@@ -78,6 +78,11 @@ class Replay:
     def __len__(self) -> int:
         return self.index.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the transitions lie."""
+        return self.index.device
+
     def batch(self, chosen: Int[Tensor, " batch"]) -> Batch:
         """The transitions with the given numbers."""
         take = torch.index_select  # what `x[chosen]` does, at half its cost per call

@@ -229,6 +229,7 @@ def run(
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
     seeds: int | None = None,
+    cuda_graph: bool = False,
 ) -> list[Path]:
     """`fit`, or `fit_seeds`, with a rich progress bar and writers of curves.
 
@@ -243,6 +244,7 @@ def run(
         evaluate_every: See `fit`.
         seeds: How many to train at once, without playing them; None trains the one of the
             settings, without a folder of its own.
+        cuda_graph: See `fit`.
 
     Returns:
         The checkpoints written.
@@ -260,6 +262,7 @@ def run(
         "selection": settings.selection,
         "device": device,
         "progress": _report(bar, writers),
+        "cuda_graph": cuda_graph,
     }
     if seeds is None:
         options |= {"evaluate": evaluate, "evaluate_every": evaluate_every}

@@ -24,7 +24,8 @@ from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
 from gem_policy.training.generalization import guide, measure
-from gem_policy.training.learners import CriticLearner, ValueLearner, expect
+from gem_policy.training.graphed import check_recordable, updates_of
+from gem_policy.training.learners import CriticLearner, Metrics, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
@@ -45,6 +46,7 @@ def fit_seeds(
     progress: Callable[[Progress], None] | None = None,
     log_every: int = 500,
     save_seconds: float = 60.0,
+    cuda_graph: bool = False,
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
 
@@ -62,6 +64,7 @@ def fit_seeds(
         progress: Called after every update of all seeds; metrics are named ``seed-3/value/loss``.
         log_every: Updates between two readings of the metrics.
         save_seconds: Seconds between two savings of the state.
+        cuda_graph: As for `fit`: all seeds' update is one graph.
 
     Returns:
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
@@ -86,9 +89,13 @@ def fit_seeds(
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)
     where = torch.device(device)
+    if cuda_graph:
+        check_recordable(config, where)
     run = {**identity(dataset, config, net), "seeds": seeds}
     out.mkdir(parents=True, exist_ok=True)
-    learners = _train(dataset, net, configs, where, run, out, progress, log_every, save_seconds)
+    learners = _train(
+        dataset, net, configs, where, run, out, progress, log_every, save_seconds, cuda_graph
+    )
     paths = []
     for i, own in enumerate(configs):
         made = finish(
@@ -136,6 +143,7 @@ def _train(
     progress: Callable[[Progress], None] | None,
     log_every: int,
     save_seconds: float,
+    cuda_graph: bool,
 ) -> dict[str, StackedLearner]:
     """All phases, from the saved state if there is one."""
     saved = load_state(out, run)
@@ -154,8 +162,9 @@ def _train(
         elif name == "actor":
             shared = weigh_all(shared, dataset, learners, configs)
         sampler = SharedSampler(shared, configs, number)
+        update = updates_of(learner, shared, sampler, cuda_graph)
         _run_phase(
-            learners, shared, sampler, configs[0], run, out, progress, log_every, save_seconds
+            learners, shared, update, configs[0], run, out, progress, log_every, save_seconds
         )
     return learners
 
@@ -163,7 +172,7 @@ def _train(
 def _run_phase(
     learners: Mapping[str, StackedLearner],
     shared: SharedReplay,
-    sampler: SharedSampler,
+    update: Callable[[], Metrics],
     config: TrainConfig,
     run: Mapping[str, Any],
     out: Path,
@@ -179,7 +188,7 @@ def _run_phase(
     bound = value_bound(shared.everything, config.discount)
     start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
-        metrics = learner.update(shared.batch(sampler(learner.step).to(shared.numbers.device)))
+        metrics = update()
         reading: dict[str, float] = {}
         if learner.step % log_every == 0 or learner.step == learner.updates:
             reading = learner.read(metrics)
@@ -226,15 +235,15 @@ def weigh_all(
     parts = []
     for i, config in enumerate(configs):
         own = {name: learner.learners[i] for name, learner in learners.items()}
-        prepared = prepare(dataset, config, shared.numbers.device)
+        prepared = prepare(dataset, config, shared.device)
         value = expect(own["value"], ValueLearner)
         judged = judge_both(prepared.training, prepared.held_out, value, config)
         critic = expect(own["critic"], CriticLearner)
         parts.append(guide(*judged, measure(*judged, own), critic, config)[0].weights)
-    none = torch.empty(len(shared.numbers), 0, device=shared.numbers.device)
+    none = torch.empty(len(shared.numbers), 0, device=shared.device)
     return replace(shared, advantages=none, weights=torch.cat(parts))
 
 
 def _own(dataset: Dataset, config: TrainConfig, shared: SharedReplay) -> Replay:
     """The replay that a run with these settings has."""
-    return prepare(dataset, config, shared.numbers.device).training
+    return prepare(dataset, config, shared.device).training

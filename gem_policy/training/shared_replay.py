@@ -50,6 +50,11 @@ class SharedReplay:
     advantages: Float[Tensor, "transitions members"]
     weights: Float[Tensor, " transitions"]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the transitions lie."""
+        return self.numbers.device
+
     def batch(self, chosen: Int[Tensor, "seeds part"]) -> Batch:
         """The transitions with the given numbers among each seed's own, one seed's after another.
 

@@ -30,6 +30,7 @@ from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
 from gem_policy.training.generalization import guide, measure
+from gem_policy.training.graphed import check_recordable, updates_of
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -96,6 +97,7 @@ def fit(
     save_seconds: float = 60.0,
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
+    cuda_graph: bool = False,
 ) -> Path:
     """Train a policy, or go on with a run that was stopped, and write its checkpoint.
 
@@ -113,6 +115,8 @@ def fit(
         evaluate: Given the policy as it stands, at the end of the actor's phase and before; its
             numbers join the metrics as ``evaluation/...``. It changes nothing about the run.
         evaluate_every: Updates of the actor between two such calls; None: only the one at the end.
+        cuda_graph: Record the update of each phase once, and launch it as one CUDA graph; see
+            `gem_policy.training.graphed`. Experimental: never run on a GPU so far.
 
     Returns:
         The path of the checkpoint.
@@ -124,8 +128,8 @@ def fit(
 
     Raises:
         TrainingError: A loss became NaN or infinite, or the values larger than the rewards allow
-            (the last good state is kept), the run in ``out`` was started with other settings, or
-            the data hold nothing to learn from.
+            (the last good state is kept), the run in ``out`` was started with other settings,
+            the data hold nothing to learn from, or ``cuda_graph`` without CUDA or with dropout.
         CheckpointError: The disk is full or not writable; the last saved state is untouched.
         DatasetError: The dataset cannot be read, or training on it would not fit into memory.
     """
@@ -136,6 +140,8 @@ def fit(
     config = config or TrainConfig()
     net = network_for(dataset, network)
     where = torch.device(device)
+    if cuda_graph:
+        check_recordable(config, where)
     run = identity(dataset, config, net)
     out.mkdir(parents=True, exist_ok=True)
     saved = load_state(out, run)
@@ -151,7 +157,9 @@ def fit(
         return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
 
     every = None if evaluate is None else evaluate_every or config.actor_updates
-    told = _Told(run, out, progress or (lambda now: None), log_every, save_seconds, play, every)
+    told = _Told(
+        run, out, progress or (lambda now: None), log_every, save_seconds, play, every, cuda_graph
+    )
     learners = _train(prepared, net, config, where, saved, told)
     made = finish(dataset, prepared, learners, net, selection, config)
     path = out / files.WEIGHTS_FILE
@@ -192,7 +200,7 @@ def start_learner(
 
 @dataclass(frozen=True)
 class _Told:
-    """What a run is, whom it tells, where and how often it saves, and when it is played."""
+    """What a run is, whom it tells, how often it saves, is played, and does its updates."""
 
     run: Mapping[str, Any]
     out: Path
@@ -201,6 +209,7 @@ class _Told:
     save_seconds: float
     play: Callable[[Mapping[str, Learner]], dict[str, float]]
     play_every: int | None
+    cuda_graph: bool
 
     def plays(self, learner: Learner) -> bool:
         """Whether the policy is to be played after this update."""
@@ -276,8 +285,9 @@ def _run_phase(
     unseen = evenly_spaced(held_out, HELD_OUT_ROWS)
     bound = value_bound(training, config.discount)
     start, last_save = learner.step, time.monotonic()
+    update = updates_of(learner, training, sampler, told.cuda_graph)
     while learner.step < learner.updates:
-        metrics = learner.update(training.batch(sampler(learner.step).to(training.index.device)))
+        metrics = update()
         if best is not None:
             _validate(name, learner, unseen, best, config)
         reading: dict[str, float] = {}
