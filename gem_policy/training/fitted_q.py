@@ -132,11 +132,11 @@ def estimate(
     at_rows, at_starts = torch.split(actions, [len(data.observations), len(starts)], 1)
     batches = FollowedBatches(policy, data, at_rows, train)
     learner = build_learner(policy, batches, data, len(selections), config, train)
-    sampler = Sampler(len(data), config.batch_size, config.seed, PHASE)
+    sampler = Sampler(len(data), config.batch_size, config.seed, PHASE, policy.device)
     normalized = policy.normalizer.apply(starts.to(policy.device))
     late: Tensor | None = None
     while learner.step < learner.updates:
-        learner.update(batches(sampler(learner.step).to(policy.device)))
+        learner.update(batches(sampler(learner.step)))
         if late is None and learner.step >= LATE * learner.updates:
             late = _at_starts(learner, normalized, at_starts)
         tell("fitting", learner.step, learner.updates)

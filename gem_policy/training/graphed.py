@@ -110,14 +110,13 @@ def updates_of(
     Args:
         learner: Whose updates.
         transitions: What its batches are taken from.
-        sampler: The numbers of the transitions of an update.
+        sampler: The numbers of the transitions of an update, on their device.
         cuda_graph: Whether updates are recorded and launched as one graph.
     """
-    device = transitions.device
     if cuda_graph:
-        graphed = GraphedUpdates(learner, transitions.batch, device)
+        graphed = GraphedUpdates(learner, transitions.batch, transitions.device)
         return lambda: graphed(sampler(learner.step))
-    return lambda: learner.update(transitions.batch(sampler(learner.step).to(device)))
+    return lambda: learner.update(transitions.batch(sampler(learner.step)))
 
 
 def check_recordable(config: TrainConfig, device: torch.device) -> None:

@@ -132,11 +132,27 @@ def look_ahead(
 
 
 class Sampler:
-    """Uniform transition numbers with replacement, for update 0, 1, 2, ... of a phase."""
+    """Uniform transition numbers with replacement, for update 0, 1, 2, ... of a phase.
 
-    def __init__(self, transitions: int, batch_size: int, seed: int, phase: int) -> None:
+    Args:
+        transitions: How many there are.
+        batch_size: How many numbers an update needs.
+        seed: Of the run.
+        phase: Of the run, so that phases see other batches.
+        device: Where the numbers are given. They are drawn on the CPU and moved there in chunks:
+            moved one by one, each would wait for the update before.
+    """
+
+    def __init__(
+        self,
+        transitions: int,
+        batch_size: int,
+        seed: int,
+        phase: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.transitions, self.batch_size = transitions, batch_size
-        self.seed, self.phase = seed, phase
+        self.seed, self.phase, self.device = seed, phase, device
         self._chunk, self._drawn = -1, torch.empty(0, 0, dtype=torch.long)
 
     def __call__(self, step: int) -> Int[Tensor, " batch"]:
@@ -147,8 +163,6 @@ class Sampler:
             # of a seed: it ignores all above them.
             mixed = np.random.SeedSequence((self.seed, self.phase, chunk)).generate_state(1)
             generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._drawn = torch.randint(
-                self.transitions, (CHUNK, self.batch_size), generator=generator
-            )
-            self._chunk = chunk
+            drawn = torch.randint(self.transitions, (CHUNK, self.batch_size), generator=generator)
+            self._chunk, self._drawn = chunk, drawn.to(self.device)
         return self._drawn[place]

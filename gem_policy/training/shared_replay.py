@@ -107,7 +107,7 @@ class SharedSampler:
     def __init__(self, shared: SharedReplay, configs: Sequence[TrainConfig], phase: int) -> None:
         ends = [*shared.starts[1:].tolist(), len(shared.numbers)]
         self._samplers = [
-            Sampler(end - start, config.batch_size, config.seed, phase)
+            Sampler(end - start, config.batch_size, config.seed, phase, shared.device)
             for start, end, config in zip(shared.starts.tolist(), ends, configs, strict=True)
         ]
 

@@ -279,7 +279,7 @@ def _run_phase(
     """The remaining updates of one phase, saving and reporting on the way."""
     name = list(PHASES)[number]
     learner = learners[name]
-    sampler = Sampler(len(training), config.batch_size, config.seed, number)
+    sampler = Sampler(len(training), config.batch_size, config.seed, number, training.device)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
     unseen = evenly_spaced(held_out, HELD_OUT_ROWS)

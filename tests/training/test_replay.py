@@ -68,6 +68,11 @@ def test_batches_are_a_function_of_seed_phase_and_update(
         assert int(drawn.min()) >= 0 and int(drawn.max()) < size
 
 
+def test_numbers_are_given_on_the_device() -> None:
+    drawn = Sampler(10, 4, 0, 0, "meta")(CHUNK)
+    assert (drawn.device.type, drawn.shape) == ("meta", (4,))
+
+
 def test_seeds_and_phases_have_streams_of_their_own() -> None:
     streams = [
         tuple(Sampler(10**6, 4, seed, phase)(step).tolist())
