@@ -149,9 +149,9 @@ steps are better, and more return.
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
 action. The critics' disagreement is no larger at random actions than at the data's
-(`critic_spread`): it is lambda that holds choices to the data. With a smaller lambda or another
-`proposal_scale` a few starts end in traps (`benchmarks/TRIED.md`). At and around the goal the
-policy follows values that no data show. License: MIT.
+(`critic_spread`): it is lambda that holds choices to the data. On Medium and Large a
+few starts end in traps with a smaller lambda or another `proposal_scale` (`benchmarks/TRIED.md`).
+At and around the goal the policy follows values that no data show. License: MIT.
 """
 
 

@@ -20,11 +20,11 @@ from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
 from gem_policy.training.advantages import judge, judge_both
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.cuda_graph import check_recordable, updates_of
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
 from gem_policy.training.generalization import guide, measure
-from gem_policy.training.graphed import check_recordable, updates_of
 from gem_policy.training.learners import CriticLearner, Metrics, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay

@@ -25,12 +25,12 @@ from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.spaces import observation_size
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.cuda_graph import check_recordable, updates_of
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
 from gem_policy.training.generalization import guide, measure
-from gem_policy.training.graphed import check_recordable, updates_of
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -116,7 +116,7 @@ def fit(
             numbers join the metrics as ``evaluation/...``. It changes nothing about the run.
         evaluate_every: Updates of the actor between two such calls; None: only the one at the end.
         cuda_graph: Record the update of each phase once, and launch it as one CUDA graph; see
-            `gem_policy.training.graphed`. Experimental: never run on a GPU so far.
+            `gem_policy.training.cuda_graph`. Experimental: never run on a GPU so far.
 
     Returns:
         The path of the checkpoint.
@@ -200,7 +200,7 @@ def start_learner(
 
 @dataclass(frozen=True)
 class _Told:
-    """What a run is, whom it tells, how often it saves, is played, and does its updates."""
+    """How a run goes: what it is, whom it tells, when it saves and plays, how it updates."""
 
     run: Mapping[str, Any]
     out: Path

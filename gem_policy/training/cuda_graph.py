@@ -6,7 +6,7 @@ changes from update to update goes through tensors: the numbers of the batch's t
 learning rate. The batch itself is gathered on the device, inside the graph.
 
 Off by default: no GPU was at hand to run it on. What can be known without one is tested: a recorded
-update does what an ordinary one does, and nothing in it waits for the device.
+update does what an ordinary one does, and no learner's loss waits for the device.
 """
 
 from __future__ import annotations

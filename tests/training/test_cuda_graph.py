@@ -19,13 +19,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import TrainingError
-from gem_policy.training import graphed
+from gem_policy.training import cuda_graph
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.cuda_graph import (
+    Again,
+    GraphedUpdates,
+    Record,
+    Work,
+    record_cuda_graph,
+)
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.graphed import Again, GraphedUpdates, Work
 from gem_policy.training.learners import Learner, Metrics
 from gem_policy.training.preparation import prepare
-from gem_policy.training.replay import Batch, Replay, Sampler
+from gem_policy.training.replay import Replay, Sampler
 from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.trainer import PHASES, start_learner
 
@@ -34,11 +40,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarni
 
 CPU = torch.device("cpu")
 AHEAD: dict[str, Any] = {"critic_lookahead": True, "step_hidden": (8,)}
-KINDS = [(phase, {}, SHORT) for phase in PHASES] + [
+Kind = tuple[str, dict[str, Any], TrainConfig]  # phase, changes to the network, settings
+KINDS: list[Kind] = [(phase, {}, SHORT) for phase in PHASES] + [
     ("critic", AHEAD, SHORT),
     ("value", {"critic_frequencies": 2}, replace(SHORT, value_steps=3)),
     ("behavior", {}, replace(SHORT, weight_decay=0.1)),
 ]
+SEEDS: dict[str, Any] = {"seeds": 2, "network": TINY}
 NAMES = ["behavior", "value", "critic", "actor", "lookahead", "n-step", "decay"]
 
 
@@ -82,22 +90,36 @@ def updated(learner: Learner, update: Any, sampler: Sampler, count: int) -> list
     ]
 
 
-@pytest.mark.parametrize(("phase", "network", "config"), KINDS, ids=NAMES)
-def test_a_recorded_update_done_again_is_the_ordinary_one(
-    dataset: Dataset, phase: str, network: dict[str, Any], config: TrainConfig
-) -> None:
+def compare(dataset: Dataset, kind: Kind, device: torch.device, record: Record) -> None:
+    """Six updates by recording against six ordinary ones: metrics, weights, Adam's moments."""
+    phase, network, config = kind
     net = NetworkConfig(3, 2, **{**TINY, **network})
-    training = prepared(dataset, net.critics, config)
-    sampler = Sampler(len(training), 16, 0, 0)
-    plain, recorded = (start_learner(phase, net, config, CPU) for _ in range(2))
+    training = moved(prepared(dataset, net.critics, config), device)
+    sampler = Sampler(len(training), 16, 0, 0, device)
+    plain, recorded = (start_learner(phase, net, config, device) for _ in range(2))
     expected = updated(plain, lambda i: plain.update(training.batch(i)), sampler, 6)
-    graph = GraphedUpdates(recorded, training.batch, CPU, record_operations)
+    graph = GraphedUpdates(recorded, training.batch, device, record)
     found = updated(recorded, graph, sampler, 6)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
     assert recorded.step == plain.step == 6
-    for name, value in plain.tensors().items():
-        torch.testing.assert_close(recorded.tensors()[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(recorded.tensors(), plain.tensors(), rtol=1e-5, atol=1e-6)
+
+
+def moved(replay: Replay, device: torch.device) -> Replay:
+    tensors = {k: v.to(device) for k, v in vars(replay).items() if isinstance(v, Tensor)}
+    return replace(replay, **tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_a_recorded_update_done_again_is_the_ordinary_one(dataset: Dataset, kind: Kind) -> None:
+    compare(dataset, kind, CPU, record_operations)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_a_captured_update_is_the_ordinary_one(dataset: Dataset, kind: Kind) -> None:
+    compare(dataset, kind, torch.device("cuda"), record_cuda_graph)
 
 
 def test_a_recorded_run_of_several_seeds_is_the_ordinary_one(
@@ -106,7 +128,7 @@ def test_a_recorded_run_of_several_seeds_is_the_ordinary_one(
     own = [path.read_bytes() for path in fit_seeds(dataset, tmp_path / "a", SHORT, **SEEDS)]
     _record_on_the_cpu(monkeypatch)
     graph = fit_seeds(dataset, tmp_path / "b", SHORT, cuda_graph=True, **SEEDS)
-    assert _close(own, [path.read_bytes() for path in graph])
+    _assert_close(own, [path.read_bytes() for path in graph])
 
 
 def test_a_recorded_run_is_the_ordinary_one(
@@ -114,10 +136,7 @@ def test_a_recorded_run_is_the_ordinary_one(
 ) -> None:
     own = run(dataset, tmp_path / "a")
     _record_on_the_cpu(monkeypatch)
-    assert _close([own], [run(dataset, tmp_path / "b", cuda_graph=True)])
-
-
-SEEDS: dict[str, Any] = {"seeds": 2, "network": TINY}
+    _assert_close([own], [run(dataset, tmp_path / "b", cuda_graph=True)])
 
 
 def _record_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,43 +145,35 @@ def _record_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_cpu(learner: Learner, batch: Any, device: torch.device) -> GraphedUpdates:
         return GraphedUpdates(learner, batch, device, record_operations)
 
-    monkeypatch.setattr(graphed, "GraphedUpdates", on_cpu)
+    monkeypatch.setattr(cuda_graph, "GraphedUpdates", on_cpu)
     for module in ("trainer", "seeds"):
         monkeypatch.setattr(f"gem_policy.training.{module}.check_recordable", lambda *_: None)
 
 
-def _close(some: list[bytes], others: list[bytes]) -> bool:
-    """Whether checkpoints hold the same weights, to rounding."""
+def _assert_close(some: list[bytes], others: list[bytes]) -> None:
+    """The checkpoints hold the same weights, to rounding."""
     for one, other in zip(some, others, strict=True):
         torch.testing.assert_close(load(one), load(other), rtol=1e-4, atol=1e-5)
-    return True
 
 
-@pytest.mark.parametrize(("phase", "network", "config"), KINDS, ids=NAMES)
-def test_nothing_in_an_update_waits_for_the_device(
-    dataset: Dataset, phase: str, network: dict[str, Any], config: TrainConfig
-) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_no_loss_waits_for_the_device(dataset: Dataset, kind: Kind) -> None:
+    phase, network, config = kind
     net = NetworkConfig(3, 2, **{**TINY, **network})
-    training = prepared(dataset, net.critics, config)
-    learner = start_learner(phase, net, config, CPU)
     # Tensors of the meta device hold no numbers: to read one is an error, as is to mix it with one
     # of the CPU. Both would wait for a GPU.
-    moved = _without_numbers(learner, training)
-    loss, metrics = learner.loss(moved.batch(torch.empty(16, dtype=torch.long, device="meta")))
-    gradients = torch.autograd.grad(loss, learner.parameters)
+    meta = torch.device("meta")
+    training = moved(prepared(dataset, net.critics, config), meta)
+    learner = start_learner(phase, net, config, CPU)
+    for module in (learner.modules | learner.frozen).values():
+        module.to(meta)
+    parameters = [p for m in learner.modules.values() for p in m.parameters()]
+    loss, metrics = learner.loss(training.batch(Sampler(len(training), 16, 0, 0, meta)(0)))
+    gradients = torch.autograd.grad(loss, parameters)
     learner.follow(learner.modules, learner.frozen)
     assert {x.device.type for x in (loss, *metrics.values(), *gradients)} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):
         float(loss)  # this is what would be seen
-
-
-def _without_numbers(learner: Learner, training: Replay) -> Replay:
-    """The replay on the meta device; the learner's networks are moved there too."""
-    for module in (learner.modules | learner.frozen).values():
-        module.to("meta")
-    learner.parameters = [p for m in learner.modules.values() for p in m.parameters()]
-    tensors = {k: v.to("meta") for k, v in vars(training).items() if isinstance(v, Tensor)}
-    return replace(training, **tensors)
 
 
 def test_graphs_need_cuda(dataset: Dataset, tmp_path: Path) -> None:
@@ -175,29 +186,4 @@ def test_graphs_need_cuda(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_dropout_cannot_be_recorded() -> None:
     with pytest.raises(TrainingError, match=r"dropout=0\.1"):
-        graphed.check_recordable(replace(SHORT, dropout=0.1), torch.device("cuda"))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize(("phase", "network", "config"), KINDS, ids=NAMES)
-def test_a_captured_update_is_the_ordinary_one(
-    dataset: Dataset, phase: str, network: dict[str, Any], config: TrainConfig
-) -> None:
-    device = torch.device("cuda")
-    net = NetworkConfig(3, 2, **{**TINY, **network})
-    training = prepared(dataset, net.critics, config)
-    training = replace(
-        training, **{k: v.to(device) for k, v in vars(training).items() if isinstance(v, Tensor)}
-    )
-    sampler = Sampler(len(training), 16, 0, 0)
-    plain, captured = (start_learner(phase, net, config, device) for _ in range(2))
-
-    def batch(chosen: Tensor) -> Batch:
-        return training.batch(chosen.to(device))
-
-    expected = updated(plain, lambda i: plain.update(batch(i)), sampler, 6)
-    found = updated(captured, GraphedUpdates(captured, training.batch, device), sampler, 6)
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
-    for name, value in plain.tensors().items():
-        torch.testing.assert_close(captured.tensors()[name], value, rtol=1e-4, atol=1e-5)
+        cuda_graph.check_recordable(replace(SHORT, dropout=0.1), torch.device("cuda"))
