@@ -50,18 +50,16 @@ def differences(document: dict[str, Any], ending: str) -> str:
         document: An evaluation.
         ending: How the labels of the rows to compare end.
     """
-    limit = document["environment"]["max_episode_steps"]
     lines = ["| N | success, % | steps | return |", "| --- | --- | --- | --- |"]
     before: dict[str, Any] = {}
     for row in document["rows"]:
         if not (row["label"].startswith("GEM ") and row["label"].endswith(ending)):
             continue
         played = row["episodes"]
-        steps = [limit if x is None else x for x in played["steps_to_success"]]
         now = {
             "N": row["settings"]["candidates"],
             "success": 100 * np.array(played["success"], float),
-            "steps": np.array(steps, float),
+            "steps": np.array(played["steps_to_success"], float),
             "return": np.array(played["return"], float),
         }
         if before:
