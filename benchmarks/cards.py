@@ -86,6 +86,16 @@ def normalized(document: dict[str, Any], provenance: dict[str, Any], shipped: st
 noise-free planner ({high:.1f}), both played here, 100 episodes each."""
 
 
+def disagreement(dataset_id: str) -> str:
+    """How much the critics disagree off the data, by `benchmarks/critic_spread.py`."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "critic_spread.json").read_text())
+    row = next(r for r in measured["rows"] if r["dataset_id"] == dataset_id)["actions"]
+    dealt, rare = (interval(row[x], "ratio", 2) for x in ("dealt", "dealt, unsupported"))
+    return f"""On held-out episodes the critics disagree {dealt} times as much at the
+data's actions dealt out to other states as where the data do them, and {rare} times
+at those of them that the behavior model finds less likely than 99 % of the data."""
+
+
 def settings(values: dict[str, Any]) -> str:
     """Settings as one line."""
     return ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sorted(values.items()))
@@ -146,9 +156,9 @@ steps are better, and more return.
 ## Limits
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
-action. The critics' disagreement is no larger at random actions than at the data's
-(`critic_spread`): it is lambda that holds choices to the data. On Medium and Large a
-few starts end in traps with a smaller lambda or another `proposal_scale` (`benchmarks/TRIED.md`).
+action. {disagreement(p["dataset_id"])}
+It is lambda that holds choices to the data. On Medium and Large a few starts end
+in traps with a smaller lambda or another `proposal_scale` (`benchmarks/TRIED.md`).
 At and around the goal the policy follows values that no data show. License: MIT.
 """
 

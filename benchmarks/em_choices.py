@@ -34,6 +34,7 @@ from gem_policy.evaluate import machine
 from gem_policy.networks import MixturePolicy, build_actor
 from gem_policy.scoring import lower_bound, rule_of
 from gem_policy.selection import select
+from gem_policy.training.advantages import judge
 from gem_policy.training.losses import advantage_weights, guided_em_loss
 from gem_policy.training.replay import Sampler
 
@@ -76,6 +77,7 @@ def varied(name: str, values: tuple[float, ...], where: str = "train") -> list[V
 
 VARIANTS = [
     Variant("default", ""),
+    Variant("weight_source", "critics", {"weight_source": "critics"}),
     *varied("weight_kappa", (0.0, 1.0)),
     *varied("weight_temperature", (0.1, 0.25, 1.0, 2.0)),
     *varied("weight_max", (5.0, 100.0)),
@@ -96,6 +98,7 @@ class Problem:
         self.seed = run.config.seed
         replay = run.prepared.training
         self.data = (replay.rows[replay.index], replay.actions)
+        self.advantages = judge(replay, run.value, run.config).advantages.T
         generator = torch.Generator().manual_seed(self.seed)
         behavior = GEMPolicy(run.checkpoint, torch.device("cpu")).behavior
         with torch.no_grad():
@@ -110,7 +113,8 @@ class Problem:
     def table(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
         """Observations, actions and weights that a variant's actor is trained on."""
         config = dataclasses.replace(self.run.config, **variant.train)
-        bound = lower_bound(self.q, config.weight_kappa)
+        own = self.advantages if config.weight_source == "data" else self.q
+        bound = lower_bound(own, config.weight_kappa)
         center = bound.mean()
         observations, actions = self.data
         if variant.candidates:

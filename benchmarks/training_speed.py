@@ -39,13 +39,18 @@ from gem_policy.config import NetworkConfig
 from gem_policy.evaluate import machine
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.learners import Learner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
-from gem_policy.training.trainer import PHASES
+from gem_policy.training.trainer import PHASES, start_learner
 from gem_policy.training.transitions import Transitions
 
 SIZES = {"Hopper": (11, 3), "PointMaze": (8, 2)}
+# What the values are expectiles of, and whether the critics look ahead.
+VARIANTS = {
+    "critics of state and action": ("data", False),
+    "critics that look ahead": ("data", True),
+    "values of critics, as IQL's": ("critics", False),
+}
 IQL_SCRIPT = Path(__file__).resolve().parent / "iql" / "train.py"
 EPISODE = 1000
 Matmul = dict[str, dict[str, float]]
@@ -87,9 +92,7 @@ class Stretch:
 
     def __init__(self, phase: str, net: NetworkConfig, config: TrainConfig, replay: Replay) -> None:
         number = list(PHASES).index(phase)
-        generator = torch.Generator().manual_seed(number)
-        make: Any = PHASES[phase]
-        self.learner: Learner = make(net, config, generator, torch.device("cpu"))
+        self.learner = start_learner(phase, net, config, torch.device("cpu"))
         self.sampler = Sampler(len(replay), config.batch_size, config.seed, number)
         self.replay = replay
 
@@ -102,10 +105,11 @@ class Stretch:
         return elapsed[0] / updates, elapsed[1] / updates
 
 
-def prepared(observations: int, actions: int, value_steps: int) -> dict[str, Stretch]:
+def prepared(observations: int, actions: int, variant: str) -> dict[str, Stretch]:
     """All phases on random transitions, with random targets for critics and actor."""
-    config = TrainConfig(value_steps=value_steps)
-    net = NetworkConfig(observations, actions)
+    source, lookahead = VARIANTS[variant]
+    config = TrainConfig(value_source=source)
+    net = NetworkConfig(observations, actions, critic_lookahead=lookahead)
     replay = prepare(random_data(observations, actions), config, torch.device("cpu")).training
     generator = torch.Generator().manual_seed(1)
     replay = replace(
@@ -128,25 +132,28 @@ def products(count: int = 10, size: int = 1024) -> tuple[float, float]:
     return work / elapsed[0], work / elapsed[1]
 
 
-def layers_flops(inputs: int, outputs: int, batch: int, learned: bool) -> int:
-    """FLOPs of the products of one 256x256 network; see this module's first lines."""
-    widths = [(inputs, 256), (256, 256), (256, outputs)]
+def layers_flops(inputs: int, outputs: int, batch: int, learned: bool, width: int = 256) -> int:
+    """FLOPs of the products of one network of two hidden layers; see this module's first lines."""
+    widths = [(inputs, width), (width, width), (width, outputs)]
     forward = sum(2 * batch * i * o for i, o in widths)
-    return forward + learned * (2 * forward - 2 * batch * inputs * 256)
+    return forward + learned * (2 * forward - 2 * batch * inputs * width)
 
 
-def gem_flops(observations: int, actions: int, value_steps: int) -> dict[str, int]:
+def gem_flops(observations: int, actions: int, variant: str) -> dict[str, int]:
     """FLOPs of one update of every phase."""
+    source, lookahead = VARIANTS[variant]
     net, batch = NetworkConfig(observations, actions), TrainConfig().batch_size
+    both = observations + actions
     mixture = layers_flops(observations, net.actor_components * (1 + 2 * actions), batch, True)
-    value = net.critics * layers_flops(observations, 1, batch, True)
-    slow = net.critics * layers_flops(observations, 1, batch, False)
-    critic = net.critics * layers_flops(observations + actions, 1, batch, True)
-    helper = critic if value_steps == 1 else 0
+    value = layers_flops(observations, 1, batch, True)
+    slow = layers_flops(observations, 1, batch, False)
+    critic = layers_flops(both, 1, batch, True)
+    step = layers_flops(both, observations + 2, batch, True, net.step_hidden[0])
+    helper = critic if source == "critics" else 0
     return {
         "behavior": mixture,
-        "value": value + slow + helper,
-        "critic": critic,
+        "value": net.critics * (value + slow + helper),
+        "critic": net.critics * (step if lookahead else critic),
         "actor": mixture,
     }
 
@@ -199,7 +206,7 @@ def describe(times: list[tuple[float, float]], flops: int, matmul: Matmul) -> di
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and the figures from them."""
-    cases = [(name, n) for name in SIZES for n in options.value_steps]
+    cases = [(name, variant) for name in SIZES for variant in VARIANTS]
     runs = {case: prepared(*SIZES[case[0]], case[1]) for case in cases}
     times: dict[Any, list[tuple[float, float]]] = {}
     rates: dict[int, list[tuple[float, float]]] = {threads: [] for threads in options.threads}
@@ -229,15 +236,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     rows = []
     for threads in options.threads:
-        for name, steps in cases:
+        for name, variant in cases:
             size = SIZES[name]
-            flops = gem_flops(*size, steps)
+            flops = gem_flops(*size, variant)
             row: dict[str, Any] = {"task": name, "observations": size[0], "actions": size[1]}
-            row |= {"threads": threads, "value_steps": steps, "phases": {}}
+            row |= {"threads": threads, "variant": variant, "phases": {}}
             for phase in PHASES:
-                found = times[threads, (name, steps), phase]
+                found = times[threads, (name, variant), phase]
                 row["phases"][phase] = describe(found, flops[phase], matmul[threads])
-            full = np.sum([times[threads, (name, steps), phase] for phase in PHASES], axis=0)
+            full = np.sum([times[threads, (name, variant), phase] for phase in PHASES], axis=0)
             total = sum(flops.values())
             row["full"] = describe(full.tolist(), total, matmul[threads])
             for kind in ("", "_without_sampling"):
@@ -261,7 +268,7 @@ def show(document: dict[str, Any]) -> None:
         full = row["full"]
         rate = full["updates_per_second"]
         print(
-            f"{row['task']:10} {row['threads']} thread(s), value_steps {row['value_steps']:2}: "
+            f"{row['task']:10} {row['threads']} thread(s), {row['variant']}: "
             f"{rate['median']:6.1f} full updates/s [{rate['low']:.1f}, {rate['high']:.1f}], "
             f"{full['updates_per_cpu_second']['median']:6.1f} per CPU second; "
             f"{full['gflop_per_update']:.2f} GFLOP each, {full['share_of_matmul_by_second']:.0%} "
@@ -286,7 +293,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--updates", type=int, default=50, help="updates of one stretch")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--value-steps", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--iql-python", help="interpreter that has d3rlpy")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -166,6 +166,23 @@ def test_other_training_data_is_refused():
             compare.same_data(policy, {**about, key: value})
 
 
+def test_a_row_of_iql_is_taken_from_a_record_of_the_same_starts(tmp_path: Path):
+    about = {"dataset": "test/a-v0", "split_seed": 0, "holdout": 0.02, "terminal_reward": None}
+    record = {"dataset_id": "test/a-v0", "updates": 5, "episodes": 3, "seed": 7}
+    record |= {"envs": 2, "label": "x"}
+    path = tmp_path / "iql.json"
+    compare.merge({**record, "iql": about, "rows": []}, path)
+    train = {"seed": 0, "holdout": 0.02, "terminal_reward": None}
+    policy = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": train})
+    assert compare.played_before(path, policy, 5, 3, 7, 2)["label"] == "x"
+    for asked in ((6, 3, 7, 2), (5, 4, 7, 2), (5, 3, 8, 2), (5, 3, 7, 1)):
+        with pytest.raises(ConfigError, match="no record"):
+            compare.played_before(path, policy, *asked)
+    other = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": {**train, "seed": 1}})
+    with pytest.raises(ConfigError, match="split_seed"):
+        compare.played_before(path, other, 5, 3, 7, 2)
+
+
 def test_records_of_other_runs_are_kept(tmp_path: Path):
     path = tmp_path / "iql.json"
 

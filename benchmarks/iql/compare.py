@@ -1,11 +1,13 @@
 """A GEM policy beside d3rlpy's IQL: the same data, the same starts, one table.
 
-    python benchmarks/iql/compare.py POLICY ACTOR.npz [--episodes 30] [--json FILE]
+    python benchmarks/iql/compare.py POLICY IQL [IQL ...] [--episodes 30] [--json FILE]
 
-POLICY is a name, path or hf:// address, ACTOR.npz what `train.py` wrote for the same dataset. Rows:
-the behavior model (cloning; its mode, and a sample), IQL's mean action, the policy as shipped, and
-its actor without candidates. FILE (benchmarks/results/iql.json) keeps its records of other datasets
-and numbers of updates.
+POLICY is a name, path or hf:// address. IQL is the ACTOR.npz that `train.py` wrote for the same
+dataset; or a number of updates, whose row is taken from a record of FILE of the same data and the
+same starts: its training is long, and another policy of ours does not change it. Rows: the behavior
+model (cloning; its mode, and a sample), IQL's mean action, the policy as shipped, and its actor
+without candidates. FILE (benchmarks/results/iql.json) gets a record for every IQL, and keeps those
+of other datasets, numbers of updates and labels.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from gem_policy.normalize import ActionScaler
 from gem_policy.policy import MixturePredictor
 from gem_policy.predictor import Predictor
 from gem_policy.report import Player, players, report_document
+
+IQL = "d3rlpy IQL"
 
 
 class ArrayActor(Predictor):
@@ -103,8 +107,8 @@ def same_data(policy: GEMPolicy, about: dict[str, Any]) -> None:
         raise ConfigError(f"IQL and the policy were trained on other data (IQL, policy): {other}.")
 
 
-def rows_to_play(policy: GEMPolicy, actor: Predictor) -> list[Player]:
-    """Cloning twice, IQL, the policy with its own settings, its actor alone."""
+def rows_to_play(policy: GEMPolicy) -> list[Player]:
+    """Cloning twice, the policy with its own settings, its actor alone."""
     cloning = MixturePredictor(policy, "behavior")
     first = players(
         policy,
@@ -117,7 +121,6 @@ def rows_to_play(policy: GEMPolicy, actor: Predictor) -> list[Player]:
     return [
         Player("cloning (behavior mode)", True, {}, lambda: cloning),
         Player("cloning (behavior sample)", False, {}, lambda: cloning),
-        Player("d3rlpy IQL", True, {}, lambda: actor),
         *first,
         Player("actor mode", True, {}, lambda: MixturePredictor(policy, "actor")),
     ]
@@ -135,6 +138,25 @@ def normalized(document: dict[str, Any], low: float | None, high: float | None) 
         }
 
 
+def played_before(
+    path: Path, policy: GEMPolicy, updates: int, episodes: int, seed: int, envs: int
+) -> dict[str, Any]:
+    """A record of IQL on the policy's data, from the same starts.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    records = json.loads(path.read_text())["records"]
+    asked = (policy.provenance["dataset_id"], updates, episodes, seed, envs)
+    keys = ("dataset_id", "updates", "episodes", "seed", "envs")
+    found = [r for r in records if tuple(r[k] for k in keys) == asked]
+    if not found:
+        raise ConfigError(f"{path} has no record of {dict(zip(keys, asked, strict=True))}.")
+    record: dict[str, Any] = found[-1]
+    same_data(policy, record["iql"])
+    return record
+
+
 def merge(record: dict[str, Any], path: Path) -> None:
     """Put the record in place of an earlier one of the same dataset, updates and policy label."""
     keys = ("dataset_id", "updates", "label")
@@ -144,26 +166,12 @@ def merge(record: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps({"records": records}, indent=1) + "\n")
 
 
-def main() -> None:
-    """Play, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("policy")
-    parser.add_argument("actor", type=Path)
-    parser.add_argument("--episodes", type=int, default=30)
-    parser.add_argument("--envs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--label", default="", help="distinguishes records of several policies")
-    parser.add_argument(
-        "--batched", action="store_true", help="decide for all environments at once"
-    )
-    parser.add_argument("--json", type=Path, help="benchmarks/results/iql.json, for example")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    policy = GEMPolicy.load(options.policy, device="cpu")
-    actor, about = read_actor(options.actor, policy)
-    same_data(policy, about)
+def played(
+    policy: GEMPolicy, plan: list[Player], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Play, print; a report without rows, and the rows."""
     rows = []
-    for player in rows_to_play(policy, actor):
+    for player in plan:
         records = rollout(
             player.enter(),
             env_maker(policy),
@@ -189,19 +197,61 @@ def main() -> None:
         envs=options.envs,
         batched=options.batched,
     )
-    normalized(
-        document, policy.provenance.get("reference_min"), policy.provenance.get("reference_max")
+    return document, document.pop("rows")
+
+
+def row_of_iql(
+    source: str, policy: GEMPolicy, options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """IQL's row, and what a record says of how it came about."""
+    if source.isdigit():
+        before = played_before(
+            options.json, policy, int(source), options.episodes, options.seed, options.envs
+        )
+        row = next(r for r in before["rows"] if r["label"] == IQL)
+        kept = {k: before[k] for k in ("label", "machine", "batched")}
+        return row, {"iql": before["iql"], "iql_row_from": before.get("iql_row_from", kept)}
+    actor, about = read_actor(Path(source), policy)
+    same_data(policy, about)
+    _, rows = played(policy, [Player(IQL, True, {}, lambda: actor)], options)
+    return rows[0], {"iql": about}
+
+
+def main() -> None:
+    """Play, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("policy")
+    parser.add_argument("iql", nargs="+", metavar="IQL")
+    parser.add_argument("--episodes", type=int, default=30)
+    parser.add_argument("--envs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--label", default="", help="distinguishes records of several policies")
+    parser.add_argument(
+        "--batched", action="store_true", help="decide for all environments at once"
     )
+    parser.add_argument("--json", type=Path, help="benchmarks/results/iql.json, for example")
+    options = parser.parse_args()
+    if options.json is None and any(source.isdigit() for source in options.iql):
+        parser.error("rows of earlier records need --json FILE")
+    torch.set_num_threads(1)
+    policy = GEMPolicy.load(options.policy, device="cpu")
+    others = [row_of_iql(source, policy, options) for source in options.iql]
+    document, rows = played(policy, rows_to_play(policy), options)
     train = policy.provenance["train"]
-    record = {
-        "updates": about["updates"],
-        "label": options.label,
-        "iql": about,
-        "gem_updates": {k: v for k, v in train.items() if k.endswith("_updates")},
-        **document,
-    }
-    if options.json:
-        merge(record, options.json)
+    for row, told in others:
+        record = {
+            "updates": told["iql"]["updates"],
+            "label": options.label,
+            **told,
+            "gem_updates": {k: v for k, v in train.items() if k.endswith("_updates")},
+            **document,
+            "rows": [*rows[:2], row, *rows[2:]],
+        }
+        normalized(
+            record, policy.provenance.get("reference_min"), policy.provenance.get("reference_max")
+        )
+        if options.json:
+            merge(record, options.json)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python benchmarks/iql/table.py
 
-Reads benchmarks/results/iql.json (the records whose label begins with "defaults") and the
-*_budget.json there, each written by
+Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
+and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 60000 --batched
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 100000 --batched
                             --candidates 1,4,16,64,256 --json FILE
 
 where *_lookahead_budget.json are of runs that were trained with `--set critic_lookahead=true --set
-weight_source=data`.
+value_source=critics`.
 
 Run again it changes nothing.
 """
@@ -76,7 +76,7 @@ def budgets() -> list[str]:
 def body() -> str:
     """Both tables."""
     records = json.loads((RESULTS / "iql.json").read_text())["records"]
-    shown = [r for r in records if r["label"].startswith("defaults")]
+    shown = [r for r in records if r["label"].startswith(("defaults", "as shipped"))]
     episodes, seed = shown[0]["episodes"], shown[0]["seed"]
     return "\n".join(
         [

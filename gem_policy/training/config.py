@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gem_policy.config import require, require_count, require_number
 
-WEIGHT_SOURCES = ("critics", "data")
+SOURCES = ("critics", "data")
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,12 @@ class TrainConfig:
         critic_lr: Adam's learning rate for values and critics; falls to 0 along a cosine.
         policy_lr: The same for behavior model and actor.
         discount: gamma, per step.
-        value_steps: n of the state values' targets. 1: IQL's, the critics. Above 1: the n-step
-            return of the data, bootstrapped from the slow copy of the values; carries far rewards
-            back faster, at the price of leaning towards the behavior for n steps.
+        value_source: What the state values are expectiles of. ``"data"``: the returns of the data's
+            next ``value_steps`` steps, bootstrapped from a slow copy of the values; half the cost,
+            and the same in a world without chance. ``"critics"``: IQL's rule, values of critics
+            that are fitted to one step: luck does not count as skill.
+        value_steps: n of those returns; a larger n carries far rewards back faster, at the price of
+            leaning towards the behavior for n steps. 1 with ``value_source="critics"``.
         critic_steps: n of the critics' targets, the n-step advantages of the data. 1 rests on the
             shape of the values around a state, more on what followed in the data; noisier.
         target_rate: Step of the target critics' moving average.
@@ -35,8 +38,8 @@ class TrainConfig:
             critics; 0 takes their mean.
         weight_source: Whose advantages the weights are made of. ``"critics"``: what the critics say
             of the action. ``"data"``: what the transition itself came to by the finished values,
-            ``r + gamma V(s') - V(s)``: nothing is lost to the critics' fit, but in a random world
-            luck counts as skill.
+            ``r + gamma V(s') - V(s)``: nothing is lost to the critics' fit, but in a world of
+            chance luck counts as skill.
         weight_max: Largest weight of a transition in the actor's loss.
         cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
             are in `gem_policy.training.generalization`), the actor is the behavior model (where
@@ -74,13 +77,14 @@ class TrainConfig:
     critic_lr: float = 3e-4
     policy_lr: float = 1e-3
     discount: float = 0.99
+    value_source: str = "data"
     value_steps: int = 1
     critic_steps: int = 1
     target_rate: float = 0.005
     expectile: float = 0.9
     weight_temperature: float = 0.5
     weight_kappa: float = 5.0
-    weight_source: str = "critics"
+    weight_source: str = "data"
     weight_max: float = 20.0
     cautious: bool = True
     responsibility_floor: float = 0.0
@@ -109,8 +113,10 @@ class TrainConfig:
         require(fine, "expectile", self.expectile, "a number strictly between 0 and 1")
         require_number("weight_temperature", self.weight_temperature, "> 0", 1e-9, 1e9)
         require_number("weight_kappa", self.weight_kappa, "a finite number >= 0", 0, 1e9)
-        known = self.weight_source in WEIGHT_SOURCES
-        require(known, "weight_source", self.weight_source, f"one of {WEIGHT_SOURCES}")
+        for name in ("value_source", "weight_source"):
+            require(getattr(self, name) in SOURCES, name, getattr(self, name), f"one of {SOURCES}")
+        fits = self.value_source == "data" or self.value_steps == 1
+        require(fits, "value_steps", self.value_steps, '1 with value_source="critics"')
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):

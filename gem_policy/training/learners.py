@@ -189,10 +189,11 @@ class BehaviorLearner(Learner):
 class ValueLearner(Learner):
     """Expectile state values V_1..V_E, every member on its own targets.
 
-    With ``value_steps`` 1 these are IQL's: each member has a critic of its own, fitted to
-    ``r + gamma V(s')``, and its value is an expectile of that critic over the data's actions. Above
-    1 it is an expectile of the data's n-step returns and needs no critic. The slow copy is of the
-    values, not of the critics as in IQL: it breaks the same loop and saves an evaluation.
+    An expectile of the data's n-step returns, bootstrapped from a slow copy of the values. With
+    ``value_source`` "critics" IQL's rule instead: each member has a critic of its own, fitted to
+    ``r + gamma V(s')``, and its value is an expectile of that critic over the data's actions. The
+    slow copy is of the values, not of the critics as in IQL: it breaks the same loop and saves an
+    evaluation.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class ValueLearner(Learner):
         self.target.load_state_dict(self.values.state_dict())
         self.target.requires_grad_(False)
         modules: dict[str, nn.Module] = {"value": self.values}
-        if config.value_steps == 1:
+        if config.value_source == "critics":
             modules["helper"] = self.helper
         super().__init__(
             modules,
@@ -222,17 +223,15 @@ class ValueLearner(Learner):
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The expectile loss, and the helping critics' where there are any."""
         value = self.values(batch.observations)
-        if self.config.value_steps == 1:
-            with torch.no_grad():
-                after = self.target(batch.next_observations)
+        with torch.no_grad():
+            after = self.target(batch.ahead.observations)
+        if self.config.value_source == "critics":
             q = self.helper(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
             error = critic_loss(q, batch.rewards, batch.continues, after, self.config.discount)
             fit = expectile_loss(q.detach(), value, self.config.expectile)
             total = fit.loss + error.loss
         else:
-            with torch.no_grad():
-                after = self.target(batch.ahead.observations)
-                target = batch.ahead.returns + batch.ahead.discounts * after
+            target = batch.ahead.returns + batch.ahead.discounts * after
             fit = expectile_loss(target, value, self.config.expectile)
             total = fit.loss
         spread = value.detach().std(0, correction=0).mean()

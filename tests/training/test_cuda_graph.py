@@ -44,10 +44,11 @@ Kind = tuple[str, dict[str, Any], TrainConfig]  # phase, changes to the network,
 KINDS: list[Kind] = [(phase, {}, SHORT) for phase in PHASES] + [
     ("critic", AHEAD, SHORT),
     ("value", {"critic_frequencies": 2}, replace(SHORT, value_steps=3)),
+    ("value", {}, replace(SHORT, value_source="critics")),
     ("behavior", {}, replace(SHORT, weight_decay=0.1)),
 ]
 SEEDS: dict[str, Any] = {"seeds": 2, "network": TINY}
-NAMES = ["behavior", "value", "critic", "actor", "lookahead", "n-step", "decay"]
+NAMES = ["behavior", "value", "critic", "actor", "lookahead", "n-step", "IQL", "decay"]
 
 
 @pytest.fixture

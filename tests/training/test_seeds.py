@@ -89,14 +89,15 @@ def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any)
 # -- each seed is what it is alone -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value_steps", "lookahead"), [(1, False), (3, False), (1, True)])
+@pytest.mark.parametrize(
+    ("source", "value_steps", "lookahead"),
+    [("critics", 1, False), ("data", 3, False), ("data", 1, True)],
+)
 def test_each_seed_is_the_run_that_it_is_alone(
-    dataset: Dataset, tmp_path: Path, value_steps: int, lookahead: bool
+    dataset: Dataset, tmp_path: Path, source: str, value_steps: int, lookahead: bool
 ) -> None:
-    config, network = (
-        replace(SHORT, value_steps=value_steps),
-        {**TINY, "critic_lookahead": lookahead},
-    )
+    config = replace(SHORT, value_source=source, weight_source=source, value_steps=value_steps)
+    network = {**TINY, "critic_lookahead": lookahead}
     if value_steps > 1:  # the other phases are shorter, and other options are on
         config = replace(config, behavior_updates=2, critic_updates=3, actor_updates=3)
         config = replace(config, weight_decay=0.5, return_normalization=True, critic_steps=2)
