@@ -14,7 +14,7 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.learners import ValueLearner
 from gem_policy.training.preparation import prepare
-from gem_policy.training.replay import Batch
+from gem_policy.training.replay import Ahead, Batch
 
 CPU = torch.device("cpu")
 ENDING = replace(SHORT, discount=0.9, expectile=0.8, terminal_reward=0.5)
@@ -86,6 +86,32 @@ def test_with_one_outcome_and_action_a_state_both_rules_agree(dataset: Dataset) 
         exact = batch.rewards + GAMMA * batch.continues * after
     other.helper.forward = lambda *_: exact.unsqueeze(-1)  # type: ignore[method-assign,assignment]
     torch.testing.assert_close(other.loss(batch)[0], learner.loss(batch)[0])
+
+
+@pytest.mark.parametrize(("source", "expected"), [("data", 0.8), ("critics", 0.0)])
+def test_luck_counts_as_skill_only_by_the_data(source: str, expected: float) -> None:
+    """A coin pays 1 or -1, whatever is done: its 0.9-expectile is 0.8, that of its mean is 0."""
+    config = replace(
+        SHORT, value_source=source, expectile=0.9, critic_lr=0.02, value_updates=300, discount=0.9
+    )
+    count = 64
+    rewards = torch.tensor([1.0, -1.0]).repeat(count // 2)
+    nothing, over = torch.zeros(count, 3), torch.zeros(count)
+    batch = Batch(
+        nothing,
+        torch.zeros(count, 2),
+        rewards,
+        nothing,
+        over,
+        Ahead(rewards, over, nothing),
+        torch.zeros(count, 0),
+        torch.ones(count),
+    )
+    net = NetworkConfig(3, 2, **TINY)
+    learner = ValueLearner(net, config, torch.Generator().manual_seed(1), CPU)
+    for _ in range(config.value_updates):
+        learner.update(batch)
+    assert learner.values(nothing).detach().numpy() == pytest.approx(expected, abs=0.05)
 
 
 def test_critics_of_one_step_know_no_other_number_of_steps() -> None:
