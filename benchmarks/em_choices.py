@@ -78,7 +78,7 @@ def varied(name: str, values: tuple[float, ...], where: str = "train") -> list[V
 VARIANTS = [
     Variant("default", ""),
     Variant("weight_source", "critics", {"weight_source": "critics"}),
-    *varied("weight_kappa", (1.0, 5.0)),
+    *varied("weight_kappa", (0.0, 1.0)),
     *varied("weight_temperature", (0.1, 0.25, 1.0, 2.0)),
     *varied("weight_max", (5.0, 100.0)),
     *varied("responsibility_floor", (0.01, 0.05)),

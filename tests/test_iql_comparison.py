@@ -212,8 +212,9 @@ def row(label: str, mean: float, **settings: int) -> dict[str, Any]:
 def test_a_row_of_the_table_is_a_record() -> None:
     rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
     record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, row("GEM N=4 x", 99.4)]}
+    record["gem_updates"] = {"behavior_updates": 5, "actor_updates": 2}
     cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
-    assert table.line(record) == f"| a/b | 7 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
+    assert table.line(record) == f"| a/b | 7 | 2 to 5 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
 
 
 def test_a_budget_stands_under_its_own_count(

@@ -45,7 +45,14 @@ def line(record: dict[str, Any]) -> str:
         row = next(r for r in record["rows"] if r["label"].startswith(label))
         count = row["label"].split()[1] if label == "GEM" else ""
         cells.append(f"{interval(row)} {count}".strip())
-    return " | ".join([f"| {name_of(record['dataset_id'])}", f"{record['updates']}", *cells]) + " |"
+    numbers = [f"{record['updates']}", phases(record["gem_updates"])]
+    return " | ".join([f"| {name_of(record['dataset_id'])}", *numbers, *cells]) + " |"
+
+
+def phases(updates: dict[str, int]) -> str:
+    """Updates of GEM's four phases, the least and the most of them if they differ."""
+    least, most = min(updates.values()), max(updates.values())
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def name_of(dataset_id: str) -> str:
@@ -61,7 +68,7 @@ def budgets() -> list[str]:
         {r["settings"]["candidates"]: r for r in document["rows"] if r["label"].startswith("GEM")}
         for document in documents
     ]
-    counts = list(curves[0])
+    counts = sorted(set().union(*curves))
     lines = [
         f"| data | episodes | seed | {' | '.join(f'N = {n}' for n in counts)} |",
         "| --- " * (3 + len(counts)) + "|",
@@ -69,7 +76,8 @@ def budgets() -> list[str]:
     for path, document, curve in zip(paths, documents, curves, strict=True):
         what = name_of(document["dataset_id"]) + ", lookahead" * ("_lookahead_" in path.name)
         of = [what, *(str(document[k]) for k in ("episodes", "seed"))]
-        lines.append(f"| {' | '.join([*of, *(interval(curve[n]) for n in counts)])} |")
+        cells = [interval(curve[n]) if n in curve else "" for n in counts]
+        lines.append(f"| {' | '.join([*of, *cells])} |")
     return lines
 
 
@@ -80,8 +88,8 @@ def body() -> str:
     episodes, seed = shown[0]["episodes"], shown[0]["seed"]
     return "\n".join(
         [
-            f"| data | IQL's updates | {' | '.join(COLUMNS.values())} |",
-            "| --- " * (2 + len(COLUMNS)) + "|",
+            f"| data | IQL's updates | GEM's, a phase | {' | '.join(COLUMNS.values())} |",
+            "| --- " * (3 + len(COLUMNS)) + "|",
             *(line(r) for r in sorted(shown, key=lambda r: (r["dataset_id"], r["updates"]))),
             "",
             f"Returns, {episodes} episodes a row, from seed {seed}. The budget:",

@@ -83,7 +83,7 @@ class TrainConfig:
     target_rate: float = 0.005
     expectile: float = 0.9
     weight_temperature: float = 0.5
-    weight_kappa: float = 0.0
+    weight_kappa: float = 5.0
     weight_source: str = "data"
     weight_max: float = 20.0
     cautious: bool = True
