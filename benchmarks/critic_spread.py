@@ -29,6 +29,7 @@ from scipy.stats import bootstrap
 from gem_policy import GEMPolicy
 from gem_policy.evaluate import machine
 from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.preparation import split
 
 ROWS = 4096  # states judged at once
 RARE = 1.0  # percent of the data's own actions that are less likely than an unsupported one
@@ -38,7 +39,7 @@ def held_out(policy: GEMPolicy) -> Dataset:
     """The held-out episodes of the training run, from the settings that the checkpoint holds."""
     train = policy.provenance["train"]
     data = load(policy.provenance["dataset_id"])
-    return data.split(1 - max(train["holdout"], 1e-9), train["seed"])[1]
+    return split(data, train["holdout"], train["seed"])[1]
 
 
 def judged(policy: GEMPolicy, data: Dataset) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from gem_policy.simulators import save
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.fitted_q import Estimate, estimate, grid
 from gem_policy.training.fitted_q_learner import FittedQConfig
+from gem_policy.training.preparation import split
 
 NOTE = (
     "`estimated` is the mean over all held-out starts, `estimated_here` and `real` over those that "
@@ -48,7 +49,7 @@ NOTE = (
 def held_out_starts(policy: GEMPolicy, data: Dataset) -> torch.Tensor:
     """First observations of the held-out episodes, in the order of `estimate`'s values."""
     train = policy.provenance["train"]
-    kept = data.split(1 - max(train["holdout"], 1e-9), train["seed"])[1].transitions
+    kept = split(data, train["holdout"], train["seed"])[1].transitions
     steps = torch.cumsum(kept.lengths, 0) - kept.lengths
     return kept.observations[steps + torch.arange(kept.episodes)]
 

@@ -29,6 +29,7 @@ from gem_policy import GEMPolicy, make_env
 from gem_policy.evaluate import Interval, machine
 from gem_policy.training import recipes
 from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.preparation import split
 from gem_policy.wrappers import SupportShield
 
 PERCENTILES = (0.1, 1.0, 5.0)
@@ -67,7 +68,7 @@ def own_actions(policy: GEMPolicy, data: Dataset) -> dict[str, Any]:
 def calibration_part(policy: GEMPolicy, data: Dataset) -> Dataset:
     """The held-out episodes of the training run, from the settings that the checkpoint holds."""
     train = policy.provenance["train"]
-    return data.split(1 - max(train["holdout"], 1e-9), train["seed"])[1]
+    return split(data, train["holdout"], train["seed"])[1]
 
 
 class Backwards(gym.Wrapper[Any, Any, Any, Any]):

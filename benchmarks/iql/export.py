@@ -20,7 +20,7 @@ import torch
 
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.preparation import prepare
+from gem_policy.training.preparation import prepare, split
 
 
 def arrays(data: Dataset, config: TrainConfig) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def arrays(data: Dataset, config: TrainConfig) -> dict[str, Any]:
     rule is applied. ``episode`` counts 0, 0, ..., 1, 1, ...: where it changes, or ends, without
     ``terminated``, the episode was cut for another reason.
     """
-    fraction = 1 - max(config.holdout, 1e-9)  # as `prepare` splits
-    steps = data.split(fraction, config.seed)[0].transitions
+    steps = split(data, config.holdout, config.seed)[0].transitions
     replay = prepare(data, config, torch.device("cpu")).training
     batch = steps.all()
     return {

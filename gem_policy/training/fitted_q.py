@@ -37,6 +37,7 @@ from gem_policy.training.fitted_q_learner import (
     FollowedBatches,
     build_learner,
 )
+from gem_policy.training.preparation import split
 from gem_policy.training.replay import Sampler
 from gem_policy.training.transitions import Transitions
 
@@ -121,7 +122,7 @@ def estimate(
             f"for {(network.observation_size, network.action_size)}. Give a dataset of its task."
         )
     tell = progress or (lambda what, done, total: None)
-    training, held_out = dataset.split(1 - max(train.holdout, 1e-9), train.seed)
+    training, held_out = split(dataset, train.holdout, train.seed)
     data = _some_episodes(training.transitions, config)
     starts = _start_rows(held_out.transitions)
     whole = torch.cat((data.observations, starts))

@@ -204,6 +204,7 @@ class ValueLearner(Learner):
         device: torch.device,
     ) -> None:
         self.config = config
+        # Built in any case: what is drawn after it, the values' first weights, is then the same.
         self.helper: CriticEnsemble = build_action_values(network, generator).to(device)
         self.values: ValueEnsemble = build_values(network, generator).to(device)
         self.target: ValueEnsemble = build_values(network, generator).to(device)

@@ -69,7 +69,7 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     """
     data = dataset.transitions
     check_room(dataset.id, len(data), TRAINING * data.nbytes / len(data), "Training on")
-    training, held_out = dataset.split(_fraction(config), config.seed)
+    training, held_out = split(dataset, config.holdout, config.seed)
     rewards = dataset.transitions.rewards
     if float(rewards.min()) == float(rewards.max()) and not bool(
         dataset.transitions.terminated.any()
@@ -90,14 +90,19 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     )
 
 
-def _fraction(config: TrainConfig) -> float:
-    """Share of the episodes to train on."""
-    return 1 - max(config.holdout, 1e-9)
+def split(dataset: Dataset, holdout: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The episodes that a run with these settings trains on, and those that it holds out."""
+    return dataset.split(_fraction(holdout), seed)
+
+
+def _fraction(holdout: float) -> float:
+    """Share of the episodes to train on; one at least is held out."""
+    return 1 - max(holdout, 1e-9)
 
 
 def training_numbers(dataset: Dataset, config: TrainConfig) -> Int[Tensor, " transitions"]:
     """Numbers, in the whole dataset, of the transitions that `prepare` trains on, in its order."""
-    episodes, _ = dataset.split_episodes(_fraction(config), config.seed)
+    episodes, _ = dataset.split_episodes(_fraction(config.holdout), config.seed)
     keep = torch.zeros(dataset.transitions.episodes, dtype=torch.bool)
     keep[episodes] = True
     return keep[dataset.transitions.episode.cpu()].nonzero()[:, 0]
