@@ -2,6 +2,7 @@
 
     python benchmarks/actor_again.py RUN OUT [--components 1] [--weight-kappa 5]
                                      [--weight-temperature 1] [--weight-source data]
+                                     [--weight-floor 0]
 
 RUN is the folder of a finished `gem-policy train`, OUT the checkpoint to write. Everything that is
 not given is the run's: data, split, critics, updates, seed. With one component it is the ablation
@@ -30,11 +31,12 @@ def main() -> None:
     parser.add_argument("--weight-kappa", type=float, help="default: the run's")
     parser.add_argument("--weight-temperature", type=float, help="default: the run's")
     parser.add_argument("--weight-source", help="default: the run's")
+    parser.add_argument("--weight-floor", type=float, help="default: the run's")
     options = parser.parse_args()
     torch.set_num_threads(1)
     run = FinishedRun(options.run)
     config = run.config
-    names = ("weight_kappa", "weight_temperature", "weight_source")
+    names = ("weight_kappa", "weight_temperature", "weight_source", "weight_floor")
     given = {name: getattr(options, name) for name in names}
     config = replace(config, **{name: x for name, x in given.items() if x is not None})
     replay = run.weighed(run.prepared.training, config)

@@ -80,6 +80,7 @@ VARIANTS = [
     Variant("weight_source", "critics", {"weight_source": "critics"}),
     *varied("weight_kappa", (0.0, 1.0)),
     *varied("weight_temperature", (0.1, 0.25, 1.0, 2.0)),
+    *varied("weight_floor", (0.05, 0.2, 1.0)),
     *varied("weight_max", (5.0, 100.0)),
     *varied("responsibility_floor", (0.01, 0.05)),
     Variant("initial spread", "none", spread=False),
@@ -121,7 +122,7 @@ class Problem:
             bound = torch.cat((bound, lower_bound(self.q_drawn, config.weight_kappa)))
             observations, actions = observations.repeat(2, 1), torch.cat((actions, self.drawn))
         weights = advantage_weights(bound - center, config.weight_temperature, config.weight_max)
-        return observations, actions, weights
+        return observations, actions, weights + config.weight_floor * weights.mean()
 
 
 def started(problem: Problem, variant: Variant) -> MixturePolicy:

@@ -220,12 +220,18 @@ def test_a_row_of_the_table_is_a_record() -> None:
 def test_a_budget_stands_under_its_own_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("b", (4, 1))):
+    for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
         rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
         document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
-        made = {**document, "rows": [row("actor mode", 7.0), *rows]}
+        modes = [row("actor mode", 7.0), *[row("behavior mode", 8.0)] * (name == "b")]
+        made = {**document, "rows": [*modes, *rows]}
         (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    cells = "| 5 | 6 | 10 [9, 11] | 40 [39, 41] |"
-    assert table.budgets()[0] == "| data | episodes | seed | N = 1 | N = 4 |"
-    assert table.budgets()[2:] == [f"| {name} {cells}" for name in ("a", "a, lookahead", "b")]
+    cells = "10 [9, 11] | 40 [39, 41] |"
+    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 |"
+    assert table.budgets()[2:] == [
+        f"| a | 5 from 6 |  | {cells}",
+        f"| a, lookahead | 5 from 6 |  | {cells}",
+        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |",
+        f"| b | 5 from 6 | 8 [7, 9] | {cells}",
+    ]

@@ -5,11 +5,12 @@
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
 and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 100000 --batched
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 110000 --batched --baselines
                             --candidates 1,4,16,64,256 --json FILE
 
-where *_lookahead_budget.json are of runs that were trained with `--set critic_lookahead=true --set
-value_source=critics`.
+with its 20 000 updates a phase (training seed 0: starts from 100000, without baselines). A word
+between a file's first and its last says what is special about the run: a training seed other than
+0, or `--set critic_lookahead=true --set value_source=critics`.
 
 Run again it changes nothing.
 """
@@ -61,7 +62,7 @@ def name_of(dataset_id: str) -> str:
 
 
 def budgets() -> list[str]:
-    """Returns over N: the lines of a table, one for every ``*_budget.json``, with the same N."""
+    """Cloning's mode and returns over N: a line of a table for every ``*_budget.json``."""
     paths = sorted(RESULTS.glob("*_budget.json"))
     documents = [json.loads(path.read_text()) for path in paths]
     curves = [
@@ -70,13 +71,16 @@ def budgets() -> list[str]:
     ]
     counts = sorted(set().union(*curves))
     lines = [
-        f"| data | episodes | seed | {' | '.join(f'N = {n}' for n in counts)} |",
+        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} |",
         "| --- " * (3 + len(counts)) + "|",
     ]
     for path, document, curve in zip(paths, documents, curves, strict=True):
-        what = name_of(document["dataset_id"]) + ", lookahead" * ("_lookahead_" in path.name)
-        of = [what, *(str(document[k]) for k in ("episodes", "seed"))]
-        cells = [interval(curve[n]) if n in curve else "" for n in counts]
+        special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
+        what = ", ".join([name_of(document["dataset_id"]), *special])
+        of = [what, f"{document['episodes']} from {document['seed']}"]
+        mode = [interval(row) for row in document["rows"] if row["label"] == "behavior mode"]
+        cells = mode or [""]
+        cells += [interval(curve[n]) if n in curve else "" for n in counts]
         lines.append(f"| {' | '.join([*of, *cells])} |")
     return lines
 

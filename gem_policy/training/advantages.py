@@ -5,6 +5,7 @@ Both are computed once for all transitions, between two phases.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -67,18 +68,32 @@ def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
     """The same transitions with the actor's weights, by the finished critics' lower bounds.
 
     Less their mean over the dataset, so that pessimism about all actions alike changes nothing.
+    Every weight gets ``weight_floor`` of the mean weight on top (our choice): in states where all
+    advantages look bad, beginnings and recoveries among them, weights alone teach an actor nothing.
     """
-    bound = lower_bounds_of(replay, critic, config)
-    return _weighted(replay, bound - bound.mean(), config)
+    return _weigh_alike((replay,), critic, config)[0]
 
 
 def weigh_both(
     training: Replay, held_out: Replay, critic: CriticLearner, config: TrainConfig
 ) -> tuple[Replay, Replay]:
-    """`weigh` the training transitions, and the others less the same mean."""
-    own, other = (lower_bounds_of(part, critic, config) for part in (training, held_out))
-    mean = own.mean()
-    return _weighted(training, own - mean, config), _weighted(held_out, other - mean, config)
+    """`weigh` the training transitions, and the others less the same mean, with the same floor."""
+    first, second = _weigh_alike((training, held_out), critic, config)
+    return first, second
+
+
+def _weigh_alike(
+    parts: Sequence[Replay], critic: CriticLearner, config: TrainConfig
+) -> list[Replay]:
+    """All parts by what the first one's mean bound and mean weight are."""
+    bounds = [lower_bounds_of(part, critic, config) for part in parts]
+    center = bounds[0].mean()
+    weights = [
+        advantage_weights(bound - center, config.weight_temperature, config.weight_max)
+        for bound in bounds
+    ]
+    floor = config.weight_floor * weights[0].mean()
+    return [replace(part, weights=w + floor) for part, w in zip(parts, weights, strict=True)]
 
 
 @torch.no_grad()
@@ -101,10 +116,3 @@ def lower_bounds_of(
         )
     ]
     return torch.cat(parts)
-
-
-def _weighted(
-    replay: Replay, advantage: Float[Tensor, " transitions"], config: TrainConfig
-) -> Replay:
-    weights = advantage_weights(advantage, config.weight_temperature, config.weight_max)
-    return replace(replay, weights=weights)

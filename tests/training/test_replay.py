@@ -144,6 +144,7 @@ def test_settings_out_of_range_are_named() -> None:
         "expectile": 1.0,
         "critic_lr": math.nan,
         "weight_max": 0.5,
+        "weight_floor": -0.1,
         "holdout": 0.9,
         "responsibility_floor": -0.1,
         "value_steps": 0,

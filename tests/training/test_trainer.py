@@ -277,12 +277,12 @@ def test_the_critics_targets_are_advantages_in_standard_deviations(
 
 
 @pytest.mark.parametrize("kappa", [0.0, 3.0])
-@pytest.mark.parametrize("source", ["critics", "data"])
+@pytest.mark.parametrize(("source", "floor"), [("critics", 0.0), ("data", 0.0), ("data", 0.3)])
 def test_the_actors_weights_are_those_of_lower_bounds_less_their_mean(
-    dataset: Dataset, source: str, kappa: float
+    dataset: Dataset, source: str, floor: float, kappa: float
 ) -> None:
     config = replace(SHORT, weight_kappa=kappa, weight_temperature=0.02, weight_max=1.5)
-    config = replace(config, weight_source=source)
+    config = replace(config, weight_source=source, weight_floor=floor)
     replay, value, critic = learners_of(dataset, config)
     replay = judge(replay, value, config)
     got = weigh(replay, critic, config).weights
@@ -296,5 +296,6 @@ def test_the_actors_weights_are_those_of_lower_bounds_less_their_mean(
             bounds.append(q.mean() - kappa * q.std())
     centered = np.array(bounds) - np.mean(bounds)
     expected = np.minimum(np.exp(centered / 0.02), 1.5)
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-38)  # denormals
     assert 0 < (expected == 1.5).sum() < len(expected)
+    expected += floor * expected.mean()
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-3, atol=1e-38)  # denormals

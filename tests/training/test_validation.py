@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,15 @@ def test_held_out_metrics_are_the_formulas(dataset: Dataset) -> None:
     unit = raw[0].double().mean(1).std(correction=0)
     torch.testing.assert_close(held_out.advantages, (raw[1].double() / unit).float())
     judged = training, held_out
-    training, held_out = weigh_both(training, held_out, critic, SHORT)
-    assert torch.equal(training.weights, weigh(judged[0], critic, SHORT).weights)
-    bounds = [lower_bounds_of(x, critic, SHORT).double() for x in judged]
-    weights = torch.exp((bounds[1] - bounds[0].mean()) / SHORT.weight_temperature)
-    torch.testing.assert_close(held_out.weights, weights.clamp(max=20).float())
+    config = replace(SHORT, weight_floor=0.1)
+    training, held_out = weigh_both(training, held_out, critic, config)
+    assert torch.equal(training.weights, weigh(judged[0], critic, config).weights)
+    bounds = [lower_bounds_of(x, critic, config).double() for x in judged]
+    own, other = (
+        torch.exp((x - bounds[0].mean()) / config.weight_temperature).clamp(max=20) for x in bounds
+    )
+    expected = other + 0.1 * own.mean()  # the floor is of the training part's mean
+    torch.testing.assert_close(held_out.weights, expected.float())
 
     batch = held_out.batch(torch.arange(len(held_out)))
     for name, learner in {"behavior": behavior, "actor": actor}.items():
