@@ -34,8 +34,8 @@ from gem_policy.evaluate import machine
 from gem_policy.networks import MixturePolicy, build_actor
 from gem_policy.scoring import lower_bound, rule_of
 from gem_policy.selection import select
-from gem_policy.training.advantages import judge
-from gem_policy.training.losses import advantage_weights, guided_em_loss
+from gem_policy.training.advantages import judge, weights_of
+from gem_policy.training.losses import guided_em_loss
 from gem_policy.training.replay import Sampler
 
 DIMENSIONS = (2, 8)
@@ -115,14 +115,12 @@ class Problem:
         """Observations, actions and weights that a variant's actor is trained on."""
         config = dataclasses.replace(self.run.config, **variant.train)
         own = self.advantages if config.weight_source == "data" else self.q
-        bound = lower_bound(own, config.weight_kappa)
-        center = bound.mean()
+        bounds = [lower_bound(own, config.weight_kappa)]
         observations, actions = self.data
         if variant.candidates:
-            bound = torch.cat((bound, lower_bound(self.q_drawn, config.weight_kappa)))
+            bounds.append(lower_bound(self.q_drawn, config.weight_kappa))
             observations, actions = observations.repeat(2, 1), torch.cat((actions, self.drawn))
-        weights = advantage_weights(bound - center, config.weight_temperature, config.weight_max)
-        return observations, actions, weights + config.weight_floor * weights.mean()
+        return observations, actions, torch.cat(weights_of(bounds, config))
 
 
 def started(problem: Problem, variant: Variant) -> MixturePolicy:

@@ -65,35 +65,36 @@ def _scale(advantages: Float[Tensor, "transitions members"]) -> Float[Tensor, ""
 
 
 def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
-    """The same transitions with the actor's weights, by the finished critics' lower bounds.
-
-    Less their mean over the dataset, so that pessimism about all actions alike changes nothing.
-    Every weight gets ``weight_floor`` of the mean weight on top (our choice): in states where all
-    advantages look bad, beginnings and recoveries among them, weights alone teach an actor nothing.
-    """
-    return _weigh_alike((replay,), critic, config)[0]
+    """The same transitions with the actor's weights, by the finished critics' lower bounds."""
+    (weights,) = weights_of([lower_bounds_of(replay, critic, config)], config)
+    return replace(replay, weights=weights)
 
 
 def weigh_both(
     training: Replay, held_out: Replay, critic: CriticLearner, config: TrainConfig
 ) -> tuple[Replay, Replay]:
     """`weigh` the training transitions, and the others less the same mean, with the same floor."""
-    first, second = _weigh_alike((training, held_out), critic, config)
-    return first, second
+    bounds = [lower_bounds_of(part, critic, config) for part in (training, held_out)]
+    own, other = weights_of(bounds, config)
+    return replace(training, weights=own), replace(held_out, weights=other)
 
 
-def _weigh_alike(
-    parts: Sequence[Replay], critic: CriticLearner, config: TrainConfig
-) -> list[Replay]:
-    """All parts by what the first one's mean bound and mean weight are."""
-    bounds = [lower_bounds_of(part, critic, config) for part in parts]
+def weights_of(
+    bounds: Sequence[Float[Tensor, " _"]], config: TrainConfig
+) -> list[Float[Tensor, " _"]]:
+    """The actor's weights by lower bounds of advantages; what is a mean is the first part's.
+
+    Less their mean, so that pessimism about all actions alike changes nothing. Every weight gets
+    ``weight_floor`` of the mean weight on top (our choice): in states where all advantages look
+    bad, beginnings and recoveries among them, weights alone teach an actor nothing.
+    """
     center = bounds[0].mean()
     weights = [
         advantage_weights(bound - center, config.weight_temperature, config.weight_max)
         for bound in bounds
     ]
     floor = config.weight_floor * weights[0].mean()
-    return [replace(part, weights=w + floor) for part, w in zip(parts, weights, strict=True)]
+    return [part + floor for part in weights]
 
 
 @torch.no_grad()

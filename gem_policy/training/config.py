@@ -42,9 +42,8 @@ class TrainConfig:
             chance luck counts as skill.
         weight_max: Largest weight of a transition in the actor's loss, before the floor.
         weight_floor: Added to every weight, as a share of the mean weight: so much of cloning is in
-            the actor's loss. It keeps states alive whose advantages all look bad. 0.05 to 0.2 helps
-            where the data are of one agent (fewer falls on HalfCheetah), and hurts where they are
-            also of a worse one (Hopper medium-expert).
+            the actor's loss. It keeps states alive whose advantages all look bad: 0.05 to 0.2 for
+            data of one agent. Where there is a worse one too, it brings that one back.
         cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
             are in `gem_policy.training.generalization`), the actor is the behavior model (where
             their networks differ in size, one that is trained like it), and the policy takes its
