@@ -45,11 +45,13 @@ from gem_policy.training.trainer import PHASES, start_learner
 from gem_policy.training.transitions import Transitions
 
 SIZES = {"Hopper": (11, 3), "PointMaze": (8, 2)}
-# What the values are expectiles of, and whether the critics look ahead.
+# What the values are expectiles of, whether the critics look ahead, the hidden layers' precision.
 VARIANTS = {
-    "critics of state and action": ("data", False),
-    "critics that look ahead": ("data", True),
-    "values of critics, as IQL's": ("critics", False),
+    "critics of state and action": ("data", False, "float32"),
+    "critics of state and action, bfloat16": ("data", False, "bfloat16"),
+    "critics that look ahead": ("data", True, "float32"),
+    "critics that look ahead, bfloat16": ("data", True, "bfloat16"),
+    "values of critics, as IQL's": ("critics", False, "float32"),
 }
 IQL_SCRIPT = Path(__file__).resolve().parent / "iql" / "train.py"
 EPISODE = 1000
@@ -107,8 +109,8 @@ class Stretch:
 
 def prepared(observations: int, actions: int, variant: str) -> dict[str, Stretch]:
     """All phases on random transitions, with random targets for critics and actor."""
-    source, lookahead = VARIANTS[variant]
-    config = TrainConfig(value_source=source)
+    source, lookahead, precision = VARIANTS[variant]
+    config = TrainConfig(value_source=source, precision=precision)
     net = NetworkConfig(observations, actions, critic_lookahead=lookahead)
     replay = prepare(random_data(observations, actions), config, torch.device("cpu")).training
     generator = torch.Generator().manual_seed(1)
@@ -141,7 +143,7 @@ def layers_flops(inputs: int, outputs: int, batch: int, learned: bool, width: in
 
 def gem_flops(observations: int, actions: int, variant: str) -> dict[str, int]:
     """FLOPs of one update of every phase."""
-    source, lookahead = VARIANTS[variant]
+    source, lookahead, _ = VARIANTS[variant]
     net, batch = NetworkConfig(observations, actions), TrainConfig().batch_size
     both = observations + actions
     mixture = layers_flops(observations, net.actor_components * (1 + 2 * actions), batch, True)

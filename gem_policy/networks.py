@@ -67,9 +67,15 @@ class MixturePolicy(nn.Module):
         x = observations
         last = len(self.weights) - 1
         for layer in range(last):
-            x = F.relu(F.linear(x, self.weights[layer], self.biases[layer]))
-        x = F.linear(x, self.weights[last], self.biases[last])
-        return self.mixture(x)
+            x = F.relu(self.linear(layer, x))
+        return self.mixture(self.linear(last, x))
+
+    def linear(
+        self, layer: int, x: Float[Tensor, "*batch inputs"]
+    ) -> Float[Tensor, "*batch outputs"]:
+        """One layer's product, in the precision of its weights: training may lower it."""
+        weight = self.weights[layer]
+        return F.linear(x.to(weight.dtype), weight, self.biases[layer])
 
     def mixture(self, head: Float[Tensor, "*batch outputs"]) -> GaussianMixture:
         """Read the last layer's outputs as logits, means and log standard deviations."""
@@ -122,12 +128,17 @@ class Ensemble(nn.Module):
     def after_first(
         self, x: Float[Tensor, "members rows hidden"]
     ) -> Float[Tensor, "members rows outputs"]:
-        """Everything after the first linear map, whose output ``x`` is; it may be overwritten."""
+        """Everything after the first linear map, whose output ``x`` is; it may be overwritten.
+
+        Each layer in the precision of its weights: training may lower it.
+        """
         for layer in range(1, len(self.weights)):
+            weight = self.weights[layer]
+            x = x.to(weight.dtype)
             if self.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:])
             # In place: neither LayerNorm nor the product before needs its output to go backward.
-            x = torch.baddbmm(self.biases[layer], F.relu_(x), self.weights[layer])
+            x = torch.baddbmm(self.biases[layer], F.relu_(x), weight)
         return x
 
     def of_actions(

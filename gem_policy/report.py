@@ -104,6 +104,7 @@ def report_document(
     """Everything about an evaluation as one JSON object, episode by episode."""
     return {
         "dataset_id": policy.provenance.get("dataset_id"),
+        "train": policy.provenance.get("train"),
         "environment": policy.provenance.get("eval_env_spec"),
         "episodes": episodes,
         "seed": seed,

@@ -228,5 +228,6 @@ def test_the_document_keeps_every_episode_and_names_no_host() -> None:
     assert kept["settings"] == {"candidates": 3}
     assert document["batched"] is False
     assert document["seed"] == 9 and document["dataset_id"] == "test/tiny-v0"
+    assert document["train"] is None, "the fake was not trained"
     assert socket.gethostname() not in json.dumps(document)
     assert {"cores", "torch_threads", "torch", "gem-policy"} <= set(machine())

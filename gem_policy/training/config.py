@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gem_policy.config import require, require_count, require_number
 
 SOURCES = ("critics", "data")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class TrainConfig:
             this many measurements in a row without a better one. 0: no early stopping. With few
             episodes, raise ``holdout`` as well: what is measured should not be one episode.
         validate_every: Updates between two such measurements.
+        precision: Of the products between hidden layers in an update, which are most of the work:
+            ``"bfloat16"`` is faster where the processor multiplies it. Weights, first and last
+            layers, losses and whatever is evaluated besides updates are float32 in any case.
     """
 
     seed: int = 0
@@ -101,6 +105,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     patience: int = 0
     validate_every: int = 500
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         require_count("seed", self.seed, 0, 2**24 - 1)  # it shares 32 bits with the phase
@@ -136,3 +141,5 @@ class TrainConfig:
         require_number("weight_decay", self.weight_decay, "a number in [0, 1]", 0, 1)
         require_count("patience", self.patience, 0)
         require_count("validate_every", self.validate_every)
+        fine = self.precision in PRECISIONS
+        require(fine, "precision", self.precision, f"one of {PRECISIONS}")

@@ -41,7 +41,7 @@ def forward_with_dropout(
     x = observations
     last = len(model.weights) - 1
     for layer in range(last):
-        x = F.relu(F.linear(x, model.weights[layer], model.biases[layer]))
+        x = F.relu(model.linear(layer, x))
         kept = (torch.rand(x.shape, generator=generator) >= rate).to(x)
         x = x * kept / (1 - rate)
-    return model.mixture(F.linear(x, model.weights[last], model.biases[last]))
+    return model.mixture(model.linear(last, x))

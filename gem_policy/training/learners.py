@@ -31,6 +31,7 @@ from gem_policy.networks import (
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dropout import dropout_generator, forward_with_dropout
 from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
+from gem_policy.training.precision import LossOf, lower_hidden
 from gem_policy.training.replay import Batch, Replay
 
 Metrics = dict[str, Tensor]
@@ -48,6 +49,7 @@ class Learner(abc.ABC):
         updates: Length of the schedule.
         frozen: Networks that the loss needs and no gradient trains, by name; see `follow`.
         weight_decay: AdamW's, of the weight matrices; 0 is plain Adam.
+        precision: Of the products between hidden layers; see `lower_hidden`.
     """
 
     def __init__(
@@ -57,8 +59,11 @@ class Learner(abc.ABC):
         updates: int,
         weight_decay: float = 0.0,
         frozen: Mapping[str, nn.Module] | None = None,
+        precision: str = "float32",
     ) -> None:
         self.modules, self.frozen = dict(modules), dict(frozen or {})
+        self.precision = precision
+        self._loss_of = LossOf(self.loss, self.modules | self.frozen)
         self.rate, self.updates, self.step = rate, updates, 0
         self.weight_decay = weight_decay
         self.parameters = [p for m in self.modules.values() for p in m.parameters()]
@@ -97,7 +102,7 @@ class Learner(abc.ABC):
 
         Nothing in it depends on the number of updates done, but dropout.
         """
-        loss, metrics = self.loss(batch)
+        loss, metrics = self.evaluate(batch)
         gradients = torch.autograd.grad(loss, self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and
@@ -106,6 +111,14 @@ class Learner(abc.ABC):
         self.optimizer.step()
         self.follow(self.modules, self.frozen)
         return metrics
+
+    def evaluate(self, batch: Any) -> tuple[Tensor, Metrics]:
+        """The loss as an update computes it: hidden layers in the precision asked for."""
+        if self.precision == "float32":
+            return self.loss(batch)
+        lowered = lower_hidden(dict(self._loss_of.named_parameters()), self.precision)
+        found: tuple[Tensor, Metrics] = torch.func.functional_call(self._loss_of, lowered, (batch,))
+        return found
 
     def follow(  # noqa: B027  # most learners have nothing that follows
         self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module]
@@ -175,7 +188,11 @@ class BehaviorLearner(Learner):
         self.config = config
         self.model: MixturePolicy = build_behavior(network, generator).to(device)
         super().__init__(
-            {"behavior": self.model}, config.policy_lr, config.behavior_updates, config.weight_decay
+            {"behavior": self.model},
+            config.policy_lr,
+            config.behavior_updates,
+            config.weight_decay,
+            precision=config.precision,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -219,6 +236,7 @@ class ValueLearner(Learner):
             config.value_updates,
             config.weight_decay,
             {"target": self.target},
+            config.precision,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -276,7 +294,12 @@ class CriticLearner(Learner):
         self.critics: Critics = build_critics(network, generator).to(device)
         trained, kept = self.parts()
         super().__init__(
-            trained, config.critic_lr, config.critic_updates, config.weight_decay, kept
+            trained,
+            config.critic_lr,
+            config.critic_updates,
+            config.weight_decay,
+            kept,
+            config.precision,
         )
 
     def parts(self) -> tuple[Modules, Modules]:
@@ -312,7 +335,11 @@ class ActorLearner(Learner):
         self.config = config
         self.model: MixturePolicy = build_actor(network, generator).to(device)
         super().__init__(
-            {"actor": self.model}, config.policy_lr, config.actor_updates, config.weight_decay
+            {"actor": self.model},
+            config.policy_lr,
+            config.actor_updates,
+            config.weight_decay,
+            precision=config.precision,
         )
 
     def become(self, model: MixturePolicy) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gem_policy.training.learners import Learner, Metrics
+from gem_policy.training.precision import LossOf, lower_hidden
 from gem_policy.training.replay import Ahead, Batch
 
 
@@ -37,10 +38,15 @@ class StackedLearner(Learner):
         self.learners, self.seeds = list(learners), list(seeds)
         modules = {name: _stack([own.modules[name] for own in learners]) for name in first.modules}
         frozen = {name: _stack([own.frozen[name] for own in learners]) for name in first.frozen}
-        super().__init__(modules, first.rate, first.updates, first.weight_decay, frozen)
+        super().__init__(
+            modules, first.rate, first.updates, first.weight_decay, frozen, first.precision
+        )
         for own in learners:
             own.optimizer.state.clear()  # moments that nobody will use
-        self._one = _Loss(first)
+        self._one = LossOf(
+            lambda fields: first.loss(Batch(**{**fields, "ahead": Ahead(**fields["ahead"])})),
+            first.modules | first.frozen,
+        )
         self._stacked: dict[str, Tensor] = {
             f"{name}.{key}": value
             for name, module in (self.modules | self.frozen).items()
@@ -53,8 +59,13 @@ class StackedLearner(Learner):
         The batch holds one part per seed, of equal sizes, in order.
         """
         parts = _split(batch, len(self.seeds))
-        losses, metrics = torch.func.vmap(self._of_one)(self._stacked, parts)
+        lowered = lower_hidden(self._stacked, self.precision)
+        losses, metrics = torch.func.vmap(self._of_one)(lowered, parts)
         return losses.sum(), metrics
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss, which has lowered the stacked parameters itself."""
+        return self.loss(batch)
 
     def _of_one(self, parameters: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
         found: tuple[Tensor, Metrics] = torch.func.functional_call(self._one, parameters, (batch,))
@@ -82,20 +93,6 @@ class StackedLearner(Learner):
             else:
                 named |= {f"seed-{s}/{name}": value[i] for i, s in enumerate(self.seeds)}
         return named
-
-
-class _Loss(nn.Module):
-    """A learner's loss as a module, so that its parameters can be replaced for a call."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-        for name, module in (learner.modules | learner.frozen).items():
-            self.add_module(name, module)
-
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Metrics]:
-        """The loss of a batch that came as its fields, which is what vmap passes on."""
-        return self.learner.loss(Batch(**{**batch, "ahead": Ahead(**batch["ahead"])}))
 
 
 def _stack(modules: Sequence[nn.Module]) -> nn.Module:

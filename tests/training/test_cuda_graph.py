@@ -46,9 +46,10 @@ KINDS: list[Kind] = [(phase, {}, SHORT) for phase in PHASES] + [
     ("value", {"critic_frequencies": 2}, replace(SHORT, value_steps=3)),
     ("value", {}, replace(SHORT, value_source="critics")),
     ("behavior", {}, replace(SHORT, weight_decay=0.1)),
+    ("value", {"critic_hidden": (8, 8)}, replace(SHORT, precision="bfloat16")),
 ]
 SEEDS: dict[str, Any] = {"seeds": 2, "network": TINY}
-NAMES = ["behavior", "value", "critic", "actor", "lookahead", "n-step", "IQL", "decay"]
+NAMES = ["behavior", "value", "critic", "actor", "lookahead", "n-step", "IQL", "decay", "bfloat16"]
 
 
 @pytest.fixture
