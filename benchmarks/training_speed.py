@@ -16,7 +16,8 @@ FLOPs are those of the matrix products of linear layers, two per multiply-add: f
 the weights, as many again; gradient of the inputs, as many again but for the first layer, whose
 inputs are data. Networks that are only evaluated (slow copies, bootstrapped values) count once.
 Activations, normalization, losses, Adam and sampling count nothing, though they take time: the
-share of the matrix rate is a lower bound of how busy the update keeps the arithmetic units.
+share of the matrix rate is a lower bound of how busy the update keeps the arithmetic units. That
+rate is float32's also beside updates whose hidden layers are bfloat16, which may exceed it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ and the *_budget.json there, each written by
     gem-policy evaluate RUN --episodes 100 --envs 100 --seed 110000 --batched --baselines
                             --candidates 1,4,16,64,256 --json FILE
 
-with its 20 000 updates a phase (training seed 0: starts from 100000, without baselines). A word
+of a training with the defaults (seed 0: starts from 100000, without baselines). A word
 between a file's first and its last says what is special about the run: a training seed other than
 0, or `--set critic_lookahead=true --set value_source=critics`.
 

@@ -76,10 +76,10 @@ class TrainConfig:
     """
 
     seed: int = 0
-    behavior_updates: int = 30_000
-    value_updates: int = 60_000
-    critic_updates: int = 30_000
-    actor_updates: int = 30_000
+    behavior_updates: int = 20_000
+    value_updates: int = 20_000
+    critic_updates: int = 20_000
+    actor_updates: int = 20_000
     batch_size: int = 256
     critic_lr: float = 3e-4
     policy_lr: float = 1e-3

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Lossy = tuple[Tensor, dict[str, Tensor]]
+LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 
 
 class LossOf(nn.Module):
@@ -19,13 +19,15 @@ class LossOf(nn.Module):
         modules: The networks that it asks, by name.
     """
 
-    def __init__(self, loss: Callable[[Any], Lossy], modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, loss: Callable[[Any], LossAndMetrics], modules: Mapping[str, nn.Module]
+    ) -> None:
         super().__init__()
         self.loss = loss
         for name, module in modules.items():
             self.add_module(name, module)
 
-    def forward(self, batch: Any) -> Lossy:
+    def forward(self, batch: Any) -> LossAndMetrics:
         """The loss of a batch."""
         return self.loss(batch)
 

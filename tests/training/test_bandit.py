@@ -11,7 +11,7 @@ import torch
 from bandits import PROBLEMS
 
 from gem_policy.policy import GEMPolicy
-from gem_policy.training.config import TrainConfig
+from gem_policy.training.config import PRECISIONS, TrainConfig
 from gem_policy.training.trainer import fit
 
 PLANE = PROBLEMS[2]
@@ -43,10 +43,11 @@ def test_the_problem_is_what_its_description_says() -> None:
 
 # Five components for three modes: that one of them goes unused is no fault here.
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_in_a_plane_the_rare_best_mode_is_found_where_one_gaussian_averages(
-    tmp_path: Path,
+    tmp_path: Path, precision: str
 ) -> None:
-    dataset = PLANE.dataset("test/plane-v0", episodes=100, seed=0)
+    dataset = PLANE.dataset(f"test/plane-{precision}-v0", episodes=100, seed=0)
     config = TrainConfig(
         behavior_updates=600,
         value_updates=300,
@@ -55,6 +56,7 @@ def test_in_a_plane_the_rare_best_mode_is_found_where_one_gaussian_averages(
         discount=0.0,
         critic_lr=2e-3,
         policy_lr=3e-3,
+        precision=precision,
     )
     sizes = dict.fromkeys(("actor_hidden", "behavior_hidden", "critic_hidden"), (64, 64))
     advised = {"support_weight": 0.5, "bound": "lower", "kappa": 1.0, "all_modes": True}
