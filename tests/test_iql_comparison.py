@@ -181,6 +181,9 @@ def test_a_row_of_iql_is_taken_from_a_record_of_the_same_starts(tmp_path: Path):
     other = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": {**train, "seed": 1}})
     with pytest.raises(ConfigError, match="split_seed"):
         compare.played_before(path, other, 5, 3, 7, 2)
+    compare.merge({**record, "label": "y", "iql": {**about, "split_seed": 1}, "rows": []}, path)
+    found = [compare.played_before(path, either, 5, 3, 7, 2)["label"] for either in (policy, other)]
+    assert found == ["x", "y"]
 
 
 def test_records_of_other_runs_are_kept(tmp_path: Path):
@@ -213,8 +216,12 @@ def test_a_row_of_the_table_is_a_record() -> None:
     rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
     record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, row("GEM N=4 x", 99.4)]}
     record["gem_updates"] = {"behavior_updates": 5, "actor_updates": 2}
+    record["iql"] = {"seed": 0}
     cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
-    assert table.line(record) == f"| a/b | 7 | 2 to 5 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
+    line = f"| a/b | 7 | 2 to 5 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
+    assert table.line(record) == line
+    record["iql"] = {"seed": 3}
+    assert table.line(record) == line.replace("a/b", "a/b, seed 3")
 
 
 def test_a_budget_stands_under_its_own_count(

@@ -152,7 +152,8 @@ def played_before(
     found = [r for r in records if tuple(r[k] for k in keys) == asked]
     if not found:
         raise ConfigError(f"{path} has no record of {dict(zip(keys, asked, strict=True))}.")
-    record: dict[str, Any] = found[-1]
+    split = policy.provenance["train"]["seed"]
+    record: dict[str, Any] = max(found, key=lambda r: bool(r["iql"]["split_seed"] == split))
     same_data(policy, record["iql"])
     return record
 

@@ -47,7 +47,9 @@ def line(record: dict[str, Any]) -> str:
         count = row["label"].split()[1] if label == "GEM" else ""
         cells.append(f"{interval(row)} {count}".strip())
     numbers = [f"{record['updates']}", phases(record["gem_updates"])]
-    return " | ".join([f"| {name_of(record['dataset_id'])}", *numbers, *cells]) + " |"
+    seed = record["iql"]["seed"]  # of both trainings
+    name = name_of(record["dataset_id"]) + (f", seed {seed}" if seed else "")
+    return " | ".join([f"| {name}", *numbers, *cells]) + " |"
 
 
 def phases(updates: dict[str, int]) -> str:
