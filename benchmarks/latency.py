@@ -28,9 +28,12 @@ from gem_policy.networks import build_actor, build_behavior
 from gem_policy.policy import GEMPolicy
 
 OBSERVATIONS, ACTIONS = 11, 3
+CPU = torch.device("cpu")
 
 
-def random_policy(members: int, seed: int = 0, **changes: Any) -> GEMPolicy:
+def random_policy(
+    members: int, seed: int = 0, device: torch.device = CPU, **changes: Any
+) -> GEMPolicy:
     """A policy with random weights of the standard sizes (256x256, K = 5), or changed ones."""
     network = NetworkConfig(OBSERVATIONS, ACTIONS, critics=members, **changes)
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +53,7 @@ def random_policy(members: int, seed: int = 0, **changes: Any) -> GEMPolicy:
     }
     space = spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float64)
     config = PolicyConfig(network, SelectionConfig(), space, box)
-    return GEMPolicy(Checkpoint(config, tensors), torch.device("cpu"))
+    return GEMPolicy(Checkpoint(config, tensors), device)
 
 
 def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:

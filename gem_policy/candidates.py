@@ -29,7 +29,7 @@ class CandidateSet:
     log_behavior: Float[Tensor, "*batch candidates"]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # all of them: recorded decisions read them where they lie
 @torch.inference_mode(False)  # kept for all callers, those with gradients among them
 def noise_table(
     count: int, means: int, action_size: int, device: torch.device, dtype: torch.dtype

@@ -250,9 +250,9 @@ def train(
         int | None, typer.Option(help="Read the first episodes only, up to so many steps.")
     ] = None,
     cuda_graph: Annotated[
-        bool,
-        typer.Option("--cuda-graph", help="Launch updates as one CUDA graph. Experimental."),
-    ] = False,
+        bool | None,
+        typer.Option(help="Launch an update as one CUDA graph. [default: on a CUDA device]"),
+    ] = None,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count

@@ -86,7 +86,8 @@ class LookaheadCritics(nn.Module):
     ]:
         """Every member's changes and reward, both in `Units`, and the logit of going on."""
         out = self.step.of_actions(observations, actions)
-        return out[..., :-2], out[..., -2], out[..., -1]
+        change, reward, logit = torch.split(out, [out.shape[-1] - 2, 1, 1], -1)
+        return change, reward.squeeze(-1), logit.squeeze(-1)
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
 from gem_policy.config import SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
+from gem_policy.cuda_graph import RecordedAct
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
 from gem_policy.explanation import Explanation
 from gem_policy.hub import download
@@ -104,6 +105,7 @@ class GEMPolicy(Predictor):
         config = checkpoint.config
         super().__init__(config.observation_space, config.action_space, device, seed)
         self.source: str | None = None
+        self._recorded: RecordedAct | None = None
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
         # Copied, because tensors of a file may lie at addresses for which kernels round otherwise.
@@ -135,6 +137,7 @@ class GEMPolicy(Predictor):
         *,
         device: str | torch.device = "auto",
         seed: int = 0,
+        cuda_graph: bool = False,
         **selection: Any,
     ) -> GEMPolicy:
         """Load a policy by shipped name, file, folder or ``hf://org/repo``.
@@ -143,17 +146,20 @@ class GEMPolicy(Predictor):
             source: What to load.
             device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
             seed: Seed of the generator behind ``deterministic=False``.
+            cuda_graph: See `cuda_graph`.
             **selection: Changes to the stored selection settings, such as ``candidates=128``;
                 the names are `SelectionConfig`'s.
 
         Raises:
             CheckpointError: Nothing there, or it is damaged or of a newer format.
-            ConfigError: A selection setting is unknown or out of range, or no such device.
+            ConfigError: A selection setting is unknown or out of range, or no such device, or a
+                graph was asked for without CUDA.
         """
         where = choose_device(device)
         checkpoint = files.load(resolve(source))
         policy = cls(checkpoint, where, checkpoint.config.selection.replace(**selection), seed)
         policy.source = str(source)
+        policy.cuda_graph = cuda_graph
         return policy
 
     def save(self, path: str | Path) -> Path:
@@ -179,6 +185,38 @@ class GEMPolicy(Predictor):
             self.config.network, self.selection, self.observation_space, self.action_space
         )
         return Checkpoint(config, self._tensors, self.provenance)
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether `predict` launches its deterministic decisions as one CUDA graph each.
+
+        A graph is recorded when a batch size or selection settings are first met, which takes a
+        fraction of a second, and the last few are kept. Actions are the same. May be set at any
+        time; a policy's weights must not be replaced while it is on. Off unless asked for.
+
+        Raises:
+            ConfigError: On setting it where the device is not a CUDA device.
+        """
+        return self._recorded is not None
+
+    @cuda_graph.setter
+    def cuda_graph(self, wanted: bool) -> None:
+        if wanted and self.device.type != "cuda":
+            raise ConfigError(
+                f"CUDA graphs need a CUDA device, this policy is on {self.device}. Leave out "
+                "cuda_graph, or load it with device='cuda'."
+            )
+        self._recorded = RecordedAct(self._best, self.device) if wanted else None
+
+    def _best(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch action"]:
+        return self.act(rows, None)
+
+    def _answer(
+        self, rows: Float[Tensor, "batch obs"], deterministic: bool
+    ) -> Float[Tensor, "batch action"]:
+        if deterministic and self._recorded is not None:
+            return self._recorded(rows, self._selection)
+        return super()._answer(rows, deterministic)
 
     @property
     def selection(self) -> SelectionConfig:

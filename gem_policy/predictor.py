@@ -84,24 +84,27 @@ class Predictor(abc.ABC):
             SpaceError: The observation is not one of the observation space, or not finite.
         """
         array, batched = self._reader.read(observation)
-        rows = torch.from_numpy(array)
-        if self.device.type != "cpu":
-            rows = rows.to(self.device)
         with torch.inference_mode():
-            if not deterministic:
-                actions = self.act(rows, self._generator)
-            elif self.row_by_row and self.device.type == "cpu" and rows.shape[0] > 1:
-                # Matrix kernels round differently for other numbers of rows, so that in a batch
-                # a near tie could fall the other way. One row at a time it cannot.
-                actions = torch.cat([self.act(row, None) for row in torch.split(rows, 1)])
-            else:
-                actions = self.act(rows, None)
-        out = actions.cpu().numpy()
+            out = self._answer(torch.from_numpy(array), deterministic).numpy()
         if self.action_space.dtype != out.dtype:
             # Bounds that float32 rounds outwards: the action must be inside those of the space.
             box = self.action_space
             out = np.clip(out.astype(box.dtype), box.low, box.high)
         return (out if batched else out[0]), state
+
+    def _answer(
+        self, rows: Float[Tensor, "batch obs"], deterministic: bool
+    ) -> Float[Tensor, "batch action"]:
+        """`act` for observations on the CPU, whose answer comes there too."""
+        if self.device.type != "cpu":
+            rows = rows.to(self.device)
+        if not deterministic:
+            return self.act(rows, self._generator).cpu()
+        if self.row_by_row and self.device.type == "cpu" and rows.shape[0] > 1:
+            # Matrix kernels round differently for other numbers of rows, so that in a batch
+            # a near tie could fall the other way. One row at a time it cannot.
+            return torch.cat([self.act(row, None) for row in torch.split(rows, 1)])
+        return self.act(rows, None).cpu()
 
     def __call__(
         self,

@@ -105,6 +105,7 @@ def report_document(
     return {
         "dataset_id": policy.provenance.get("dataset_id"),
         "train": policy.provenance.get("train"),
+        "network": asdict(policy.config.network),
         "environment": policy.provenance.get("eval_env_spec"),
         "episodes": episodes,
         "seed": seed,

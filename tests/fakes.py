@@ -52,6 +52,7 @@ NETWORK = {
     "actor_hidden": (8,),
     "behavior_hidden": (8,),
     "critic_hidden": (8, 8),
+    "critic_lookahead": False,
 }
 
 

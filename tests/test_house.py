@@ -20,6 +20,7 @@ from layout import FOLDERS, ROOT, module_files, packages_on_disk
 LEVELS = {
     "_version": 0,
     "config": 0,
+    "cuda_graph": 0,
     "errors": 0,
     "mixture": 0,
     "normalize": 0,

@@ -19,6 +19,7 @@ TINY = {
     "behavior_hidden": (8,),
     "critic_hidden": (8,),
     "critics": 2,
+    "critic_lookahead": False,
     "actor_components": 2,
     "behavior_components": 2,
 }

@@ -49,6 +49,7 @@ def random_checkpoint(
         actor_hidden=(8,),
         behavior_hidden=(8,),
         critic_hidden=(8,),
+        critic_lookahead=False,
         max_std=0.5,
     )
     modules = {

@@ -1,12 +1,12 @@
-"""Updates recorded once and launched as one CUDA graph.
+"""Updates recorded once and launched as one CUDA graph; see `gem_policy.cuda_graph`.
 
-An update of these small networks is some hundred kernels, and a GPU waits for the CPU to launch
-each of them. A graph is launched as one. It reads and writes the same memory every time, so what
-changes from update to update goes through tensors: the numbers of the batch's transitions, and the
-learning rate. The batch itself is gathered on the device, inside the graph.
+A graph reads and writes the same memory every time, so what changes from update to update goes
+through tensors: the numbers of the batch's transitions, and the learning rate. The batch itself is
+gathered on the device, inside the graph, from a table of what the loss reads, which takes about as
+much memory as the transitions themselves.
 
-Off by default: no GPU was at hand to run it on. What can be known without one is tested: a recorded
-update does what an ordinary one does, and no learner's loss waits for the device.
+What can be known without CUDA is tested everywhere: a recorded update does what an ordinary one
+does, and no learner's loss waits for the device.
 """
 
 from __future__ import annotations
@@ -17,37 +17,27 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gem_policy.cuda_graph import Again, record_cuda_graph, warm_up
 from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.learners import Learner, Metrics
+from gem_policy.training.packed import PackedTransitions
 from gem_policy.training.replay import Batch, Replay
 from gem_policy.training.shared_replay import SharedReplay
 
-WARM_UP = 3  # updates before the recording, which torch needs to make its workspaces
-
 Work = Callable[[], Metrics]
-Again = Callable[[], None]
+Update = Callable[[bool], Metrics]
 Record = Callable[[Work], tuple[Again, Metrics]]
-
-
-def record_cuda_graph(work: Work) -> tuple[Again, Metrics]:
-    """Capture the kernels of ``work``; they are not run yet.
-
-    Returns:
-        What launches them, and the tensors that hold the metrics afterwards.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        metrics = work()
-    return graph.replay, metrics
 
 
 class GraphedUpdates:
     """A learner's updates, the first of which records what all of them do.
 
+    There are two recordings, made when they are first needed: with metrics and without.
+
     Args:
         learner: Whose; it is changed as `Learner.update` changes it.
-        batch: The batch of transitions with the given numbers.
+        batch: The batch of transitions with the given numbers, with what the loss reads.
         device: Where it is gathered.
         record: Records a piece of work without a lasting effect, or with one that is undone.
     """
@@ -61,42 +51,32 @@ class GraphedUpdates:
     ) -> None:
         self.learner, self.batch, self.device, self.record = learner, batch, device, record
         self.chosen = torch.empty(0, dtype=torch.long, device=device)
-        self._again: Again | None = None
-        self._metrics: Metrics = {}
+        self._recorded: dict[bool, tuple[Again, Metrics]] = {}
         learner.make_recordable()
 
-    def __call__(self, chosen: Int[Tensor, "*batch"]) -> Metrics:
+    def __call__(self, chosen: Int[Tensor, "*batch"], told: bool = True) -> Metrics:
         """One update on these transitions; the metrics are overwritten by the next one."""
-        if self._again is None:
+        if not self._recorded:
             self.chosen = chosen.to(self.device, copy=True)
-            self._again, self._metrics = self._recorded()
         self.chosen.copy_(chosen)
+        if told not in self._recorded:
+            self._recorded[told] = self._record(told)
+        again, metrics = self._recorded[told]
         self.learner.set_rate()
-        self._again()
+        again()
         self.learner.step += 1
-        return self._metrics
+        return metrics
 
-    def _recorded(self) -> tuple[Again, Metrics]:
+    def _record(self, told: bool) -> tuple[Again, Metrics]:
         """The update's recording; the learner is as before."""
         before = {name: value.clone() for name, value in self.learner.tensors().items()}
-        self._warm_up()
-        recorded = self.record(self._work)
+        warm_up(lambda: self._work(told), self.device)
+        recorded = self.record(lambda: self._work(told))
         self.learner.restore(before, self.learner.step)
         return recorded
 
-    def _work(self) -> Metrics:
-        return self.learner.apply(self.batch(self.chosen))
-
-    def _warm_up(self) -> None:
-        """Some updates on a stream of their own, as torch's notes on CUDA graphs ask for."""
-        if self.device.type != "cuda":
-            return
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._work()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+    def _work(self, told: bool) -> Metrics:
+        return self.learner.apply(self.batch(self.chosen), told)
 
 
 def updates_of(
@@ -104,8 +84,8 @@ def updates_of(
     transitions: Replay | SharedReplay,
     sampler: Callable[[int], Tensor],
     cuda_graph: bool,
-) -> Work:
-    """A function that does the learner's next update and returns its metrics.
+) -> Update:
+    """A function that does the learner's next update, and returns its metrics if they are wanted.
 
     Args:
         learner: Whose updates.
@@ -114,9 +94,25 @@ def updates_of(
         cuda_graph: Whether updates are recorded and launched as one graph.
     """
     if cuda_graph:
-        graphed = GraphedUpdates(learner, transitions.batch, transitions.device)
-        return lambda: graphed(sampler(learner.step))
-    return lambda: learner.update(transitions.batch(sampler(learner.step)))
+        packed = PackedTransitions(transitions, learner.reads)
+        graphed = GraphedUpdates(learner, packed.batch, transitions.device)
+        return lambda told: graphed(sampler(learner.step), told)
+    return lambda told: learner.update(
+        transitions.batch(sampler(learner.step), learner.reads), told
+    )
+
+
+def records(wanted: bool | None, config: TrainConfig, device: torch.device) -> bool:
+    """Whether updates are to be recorded; None: where they can be.
+
+    Raises:
+        TrainingError: They are to be, and cannot.
+    """
+    if wanted is None:
+        return device.type == "cuda" and not config.dropout
+    if wanted:
+        check_recordable(config, device)
+    return wanted
 
 
 def check_recordable(config: TrainConfig, device: torch.device) -> None:

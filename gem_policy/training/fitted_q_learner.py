@@ -102,7 +102,7 @@ class FittedQLearner(Learner):
         self.target = [parameter.detach().clone() for parameter in critics.parameters()]
         super().__init__({"q": critics}, config.learning_rate, config.updates)
 
-    def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Any, told: bool = True) -> tuple[Tensor, Metrics]:
         """Squared temporal-difference error of a `FollowedBatch`, summed over members."""
         with torch.no_grad():
             after = self.value(batch.next_observations, batch.next_actions, self.target)
@@ -112,9 +112,9 @@ class FittedQLearner(Learner):
         loss = (q - target).square().mean(-1).sum()
         return loss, {"fitted_q/loss": loss.detach()}
 
-    def apply(self, batch: Any) -> Metrics:
+    def apply(self, batch: Any, told: bool = True) -> Metrics:
         """One Adam step, after which the targets move a little towards the critics."""
-        metrics = super().apply(batch)
+        metrics = super().apply(batch, told)
         with torch.no_grad():
             torch._foreach_lerp_(
                 self.target, [p.detach() for p in self.parameters], self.config.target_rate

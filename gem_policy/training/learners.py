@@ -32,16 +32,20 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dropout import dropout_generator, forward_with_dropout
 from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
 from gem_policy.training.precision import LossOf, lower_hidden
-from gem_policy.training.replay import Batch, Replay
+from gem_policy.training.replay import FIELDS, Batch, Replay
 
 Metrics = dict[str, Tensor]
 Modules = Mapping[str, nn.Module]
 
+PIECES, SMALLEST_PIECE = 24, 2048  # of all parameters; numbers
 _DROPOUT_STREAMS = {"behavior": 0, "actor": 3}  # the phases' numbers
 
 
 class Learner(abc.ABC):
     """Weights, Adam's moments and a cosine learning rate; subclasses say what the loss is.
+
+    Class attributes:
+        reads: Fields of a `Batch` that the loss reads; the others need not be gathered.
 
     Args:
         modules: The networks to train, by the name under which they are saved.
@@ -51,6 +55,8 @@ class Learner(abc.ABC):
         weight_decay: AdamW's, of the weight matrices; 0 is plain Adam.
         precision: Of the products between hidden layers; see `lower_hidden`.
     """
+
+    reads: frozenset[str] = FIELDS
 
     def __init__(
         self,
@@ -68,12 +74,18 @@ class Learner(abc.ABC):
         self.weight_decay = weight_decay
         self.parameters = [p for m in self.modules.values() for p in m.parameters()]
         self.optimizer = self._optimizer(weight_decay)
-        for p in self.parameters:  # what Adam makes at its first step, made now so it can be loaded
-            self.optimizer.state[p] = {
+        # What Adam makes at its first step, made now so that it can be loaded.
+        self.moments = [
+            {
                 "step": torch.zeros((), device=p.device),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
+            for p in self.parameters
+        ]
+        for parameter, moments in zip(self.parameters, self.moments, strict=True):
+            self.optimizer.state[parameter] = moments
+        self._pieces: list[tuple[Tensor, ...]] = []
 
     def _optimizer(self, weight_decay: float) -> torch.optim.Optimizer:
         """Adam; with decay, AdamW (Loshchilov and Hutter, 2019) in two groups, biases without."""
@@ -87,37 +99,50 @@ class Learner(abc.ABC):
         return torch.optim.AdamW(groups, lr=self.rate, weight_decay=weight_decay, fused=True)
 
     @abc.abstractmethod
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss of a batch and the metrics to log, none of them synchronized."""
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
+        """The loss of a batch and the metrics to log, none of them synchronized.
 
-    def update(self, batch: Any) -> Metrics:
-        """One Adam step on one batch, of the kind that `loss` takes."""
+        Args:
+            batch: With the fields of `reads`.
+            told: Whether metrics are wanted; else there are none, which saves their computation.
+        """
+
+    def update(self, batch: Any, told: bool = True) -> Metrics:
+        """One Adam step on one batch, of the kind that `loss` takes; ``told`` as there."""
         self.set_rate()
-        metrics = self.apply(batch)
+        metrics = self.apply(batch, told)
         self.step += 1
         return metrics
 
-    def apply(self, batch: Any) -> Metrics:
+    def apply(self, batch: Any, told: bool = True) -> Metrics:
         """The tensor work of an update, which can be recorded and done again.
 
         Nothing in it depends on the number of updates done, but dropout.
         """
-        loss, metrics = self.evaluate(batch)
+        loss, metrics = self.evaluate(batch, told)
         gradients = torch.autograd.grad(loss, self.parameters)
+        # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and those
+        # of a stacked linear layer are transposed.
+        gradients = tuple(gradient.contiguous() for gradient in gradients)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            # Fused Adam reads a gradient in the parameter's order, whatever its strides are, and
-            # those of a stacked linear layer are transposed.
-            parameter.grad = gradient.contiguous()
+            parameter.grad = gradient
+        for pieces, gradient in zip(self._pieces, gradients, strict=False):
+            parts = torch.split(gradient.view(-1), len(pieces[0]))
+            for piece, part in zip(pieces, parts, strict=True):
+                piece.grad = part
         self.optimizer.step()
         self.follow(self.modules, self.frozen)
         return metrics
 
-    def evaluate(self, batch: Any) -> tuple[Tensor, Metrics]:
+    def evaluate(self, batch: Any, told: bool = True) -> tuple[Tensor, Metrics]:
         """The loss as an update computes it: hidden layers in the precision asked for."""
         if self.precision == "float32":
-            return self.loss(batch)
+            return self.loss(batch, told)
         lowered = lower_hidden(dict(self._loss_of.named_parameters()), self.precision)
-        found: tuple[Tensor, Metrics] = torch.func.functional_call(self._loss_of, lowered, (batch,))
+        arguments = (batch, told)
+        found: tuple[Tensor, Metrics] = torch.func.functional_call(
+            self._loss_of, lowered, arguments
+        )
         return found
 
     def follow(  # noqa: B027  # most learners have nothing that follows
@@ -142,10 +167,37 @@ class Learner(abc.ABC):
                 group["lr"] = rate
 
     def make_recordable(self) -> None:
-        """Have the optimizer read its rate from the device, where a recorded update finds it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = torch.zeros((), device=self.parameters[0].device)
-            group["capturable"] = True
+        """Have the optimizer read its rate from the device, where a recorded update finds it.
+
+        And have it work on pieces of the parameters, in the same memory: its kernel gives a block
+        65 536 numbers of one tensor to go through, and the few blocks that come of it would be the
+        longest step of an update.
+        """
+        total = sum(parameter.numel() for parameter in self.parameters)
+        size = max(SMALLEST_PIECE, math.ceil(total / PIECES))
+        self._pieces = [torch.split(p.detach().view(-1), size) for p in self.parameters]
+        own = {id(p): i for i, p in enumerate(self.parameters)}
+        groups = [
+            {
+                **group,
+                "params": [x for p in group["params"] for x in self._pieces[own[id(p)]]],
+                "lr": torch.zeros((), device=self.parameters[0].device),
+                "capturable": True,
+            }
+            for group in self.optimizer.param_groups
+        ]
+        kind: Any = type(self.optimizer)
+        self.optimizer = kind(groups)
+        for pieces, moments in zip(self._pieces, self.moments, strict=True):
+            means, squares = (
+                torch.split(moments[name].view(-1), size) for name in ("exp_avg", "exp_avg_sq")
+            )
+            for number, (piece, mean, square) in enumerate(
+                zip(pieces, means, squares, strict=True)
+            ):
+                # The steps of the first piece are the parameter's, those of the others follow it.
+                step = moments["step"] if number == 0 else moments["step"].clone()
+                self.optimizer.state[piece] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by name; the tensors are the live ones."""
@@ -154,8 +206,8 @@ class Learner(abc.ABC):
             for name, module in (self.modules | self.frozen).items()
             for key, value in module.state_dict().items()
         }
-        for i, parameter in enumerate(self.parameters):
-            for key, value in self.optimizer.state[parameter].items():
+        for i, moments in enumerate(self.moments):
+            for key, value in moments.items():
                 named[f"adam.{i}.{key}"] = value
         return named
 
@@ -172,11 +224,16 @@ class Learner(abc.ABC):
             )
         for name, value in own.items():
             value.copy_(tensors[name])
+        for pieces, moments in zip(self._pieces, self.moments, strict=False):
+            for piece in pieces:
+                self.optimizer.state[piece]["step"].copy_(moments["step"])
         self.step = step
 
 
 class BehaviorLearner(Learner):
     """Maximum likelihood of the dataset's actions under the behavior mixture."""
+
+    reads = frozenset({"observations", "actions"})
 
     def __init__(
         self,
@@ -195,11 +252,13 @@ class BehaviorLearner(Learner):
             precision=config.precision,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Negative log-likelihood, as a guided EM step whose weights are all one."""
-        ones = torch.ones_like(batch.rewards)
+        ones = torch.ones_like(batch.actions[:, 0])
         mixture = _propose(self.model, batch.observations, self.config, "behavior", self.step)
         loss = guided_em_loss(mixture, batch.actions, ones)
+        if not told:
+            return loss.loss, {}
         return loss.loss, {"behavior/log_prob": loss.log_prob, **_usage("behavior", loss.usage)}
 
 
@@ -221,6 +280,9 @@ class ValueLearner(Learner):
         device: torch.device,
     ) -> None:
         self.config = config
+        self.reads = frozenset({"observations", "ahead"})
+        if config.value_source == "critics":
+            self.reads |= {"actions", "rewards", "continues"}
         # Built in any case: what is drawn after it, the values' first weights, is then the same.
         self.helper: CriticEnsemble = build_action_values(network, generator).to(device)
         self.values: ValueEnsemble = build_values(network, generator).to(device)
@@ -239,7 +301,7 @@ class ValueLearner(Learner):
             config.precision,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """The expectile loss, and the helping critics' where there are any."""
         value = self.values(batch.observations)
         with torch.no_grad():
@@ -253,6 +315,8 @@ class ValueLearner(Learner):
             target = batch.ahead.returns + batch.ahead.discounts * after
             fit = expectile_loss(target, value, self.config.expectile)
             total = fit.loss
+        if not told:
+            return total, {}
         spread = value.detach().std(0, correction=0).mean()
         metrics = {
             "value/loss": total.detach(),
@@ -283,6 +347,8 @@ class CriticLearner(Learner):
     wrong (our choice, measured).
     """
 
+    reads = frozenset({"observations", "actions", "advantages"})
+
     def __init__(
         self,
         network: NetworkConfig,
@@ -309,10 +375,12 @@ class CriticLearner(Learner):
     def begin(self, value: ValueLearner, training: Replay) -> None:
         """What is to be known of finished values and judged transitions; for these, nothing."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Squared error, summed over members."""
         q = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
-        loss = (q - batch.advantages.T).square().mean(-1).sum()
+        loss = (q - batch.advantages.T).square().sum() / q.shape[-1]
+        if not told:
+            return loss, {}
         detached = q.detach()
         metrics = {
             "critic/loss": loss.detach(),
@@ -324,6 +392,8 @@ class CriticLearner(Learner):
 
 class ActorLearner(Learner):
     """Critic-guided, advantage-weighted EM on the actor's mixture."""
+
+    reads = frozenset({"observations", "actions", "weights"})
 
     def __init__(
         self,
@@ -355,7 +425,7 @@ class ActorLearner(Learner):
         self.step = self.updates
         return True
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Weighted log-likelihood; the weights come with the batch."""
         loss = guided_em_loss(
             _propose(self.model, batch.observations, self.config, "actor", self.step),
@@ -363,6 +433,8 @@ class ActorLearner(Learner):
             batch.weights,
             self.config.responsibility_floor,
         )
+        if not told:
+            return loss.loss, {}
         metrics = {
             "actor/log_prob": loss.log_prob,
             "actor/weight": loss.weight,

@@ -25,6 +25,7 @@ class LookaheadLearner(CriticLearner):
     """
 
     critics: LookaheadCritics
+    reads = frozenset({"observations", "actions", "rewards", "next_observations", "continues"})
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class LookaheadLearner(CriticLearner):
         units.advantage.fill_(training.unit)
         units.discount.fill_(self.config.discount)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Mean over the batch, summed over members."""
         units = self.critics.units
         found = self.critics.predict(batch.observations, batch.actions.unsqueeze(-2))
@@ -69,14 +70,16 @@ class LookaheadLearner(CriticLearner):
         ends = self.config.terminal_reward is None
         goes_on = batch.continues if ends else torch.ones_like(batch.continues)
         parts = {
-            "change": (change - moved).square().mean(-1),
+            "change": (change - moved).square() / moved.shape[-1],
             "reward": (reward - paid).square(),
             "end": F.binary_cross_entropy_with_logits(
                 logit, goes_on.expand_as(logit), reduction="none"
             ),
         }
-        losses = {name: part.mean(-1).sum() for name, part in parts.items()}
+        losses = {name: part.sum() / len(goes_on) for name, part in parts.items()}
         loss = losses["change"] + losses["reward"] + losses["end"]
+        if not told:
+            return loss, {}
         metrics = {f"critic/{name}_loss": part.detach() for name, part in losses.items()}
         return loss, {"critic/loss": loss.detach(), **metrics}
 

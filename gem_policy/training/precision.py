@@ -20,16 +20,16 @@ class LossOf(nn.Module):
     """
 
     def __init__(
-        self, loss: Callable[[Any], LossAndMetrics], modules: Mapping[str, nn.Module]
+        self, loss: Callable[[Any, bool], LossAndMetrics], modules: Mapping[str, nn.Module]
     ) -> None:
         super().__init__()
         self.loss = loss
         for name, module in modules.items():
             self.add_module(name, module)
 
-    def forward(self, batch: Any) -> LossAndMetrics:
+    def forward(self, batch: Any, told: bool = True) -> LossAndMetrics:
         """The loss of a batch."""
-        return self.loss(batch)
+        return self.loss(batch, told)
 
 
 def lower_hidden(parameters: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:

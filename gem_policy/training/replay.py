@@ -6,6 +6,7 @@ that the uninterrupted one would have seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+FIELDS = frozenset(
+    ("observations", "actions", "rewards", "next_observations", "continues", "ahead")
+    + ("advantages", "weights")
+)
+ROWS = 65_536  # transitions of a part
 CHUNK = 512  # updates whose batch indices are drawn at once: seeding a generator has a cost
 
 
@@ -33,16 +39,19 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Batch:
-    """Transitions in normalized units, ready for a loss."""
+    """Transitions in normalized units, ready for a loss.
+
+    All fields have as many rows as ``observations``; or none, where the loss does not read them.
+    """
 
     observations: Float[Tensor, "batch obs"]
-    actions: Float[Tensor, "batch action"]
-    rewards: Float[Tensor, " batch"]
-    next_observations: Float[Tensor, "batch obs"]
-    continues: Float[Tensor, " batch"]
+    actions: Float[Tensor, "_ action"]
+    rewards: Float[Tensor, " _"]
+    next_observations: Float[Tensor, "_ obs"]
+    continues: Float[Tensor, " _"]
     ahead: Ahead
-    advantages: Float[Tensor, "batch members"]
-    weights: Float[Tensor, " batch"]
+    advantages: Float[Tensor, "_ members"]
+    weights: Float[Tensor, " _"]
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,44 @@ class Replay:
         """Where the transitions lie."""
         return self.index.device
 
-    def batch(self, chosen: Int[Tensor, " batch"]) -> Batch:
-        """The transitions with the given numbers."""
-        take = torch.index_select  # what `x[chosen]` does, at half its cost per call
-        row = take(self.index, 0, chosen)
+    def batch(self, chosen: Int[Tensor, " batch"], reads: frozenset[str] = FIELDS) -> Batch:
+        """The transitions with the given numbers.
+
+        Args:
+            chosen: Their numbers.
+            reads: Fields that are wanted; the others are empty.
+        """
+
+        def take(values: Tensor, name: str, where: Tensor = chosen) -> Tensor:
+            # What `values[where]` does, at half its cost per call.
+            return torch.index_select(values, 0, where) if name in reads else values[:0]
+
+        row = torch.index_select(self.index, 0, chosen)
+        after = row + 1 if "next_observations" in reads else row
+        ahead = take(self.ahead_rows, "ahead")
         return Batch(
-            take(self.rows, 0, row),
-            take(self.actions, 0, chosen),
-            take(self.rewards, 0, chosen),
-            take(self.rows, 0, row + 1),
-            take(self.continues, 0, chosen),
+            take(self.rows, "observations", row),
+            take(self.actions, "actions"),
+            take(self.rewards, "rewards"),
+            take(self.rows, "next_observations", after),
+            take(self.continues, "continues"),
             Ahead(
-                take(self.ahead_returns, 0, chosen),
-                take(self.ahead_discounts, 0, chosen),
-                take(self.rows, 0, take(self.ahead_rows, 0, chosen)),
+                take(self.ahead_returns, "ahead"),
+                take(self.ahead_discounts, "ahead"),
+                take(self.rows, "ahead", ahead),
             ),
-            take(self.advantages, 0, chosen),
-            take(self.weights, 0, chosen),
+            take(self.advantages, "advantages"),
+            take(self.weights, "weights"),
         )
+
+    def parts(self, reads: frozenset[str]) -> Iterator[Batch]:
+        """All transitions in order, some at a time."""
+        for chosen in torch.split(torch.arange(len(self), device=self.device), ROWS):
+            yield self.batch(chosen, reads)
+
+    def place(self, chosen: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Where the transitions with the given numbers stand among the `parts`."""
+        return chosen
 
 
 def look_ahead(
@@ -159,10 +188,13 @@ class Sampler:
         """Numbers of the transitions of update ``step``; the same whenever it is asked."""
         chunk, place = divmod(step, CHUNK)
         if chunk != self._chunk:
-            # One stream per (seed, phase, chunk), mixed into the 32 bits that the generator uses
-            # of a seed: it ignores all above them.
-            mixed = np.random.SeedSequence((self.seed, self.phase, chunk)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(mixed[0]))
-            drawn = torch.randint(self.transitions, (CHUNK, self.batch_size), generator=generator)
-            self._chunk, self._drawn = chunk, drawn.to(self.device)
+            self._chunk, self._drawn = chunk, self.drawn(chunk).to(self.device)
         return self._drawn[place]
+
+    def drawn(self, chunk: int) -> Int[Tensor, "chunk batch"]:
+        """Numbers of the transitions of `CHUNK` updates, the first of them ``chunk * CHUNK``."""
+        # One stream per (seed, phase, chunk), mixed into the 32 bits that the generator uses of a
+        # seed: it ignores all above them.
+        mixed = np.random.SeedSequence((self.seed, self.phase, chunk)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        return torch.randint(self.transitions, (CHUNK, self.batch_size), generator=generator)

@@ -229,7 +229,7 @@ def run(
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
     seeds: int | None = None,
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
 ) -> list[Path]:
     """`fit`, or `fit_seeds`, with a rich progress bar and writers of curves.
 

@@ -20,12 +20,12 @@ from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
 from gem_policy.training.advantages import judge, judge_both
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.cuda_graph import check_recordable, updates_of
+from gem_policy.training.cuda_graph import Update, records, updates_of
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
 from gem_policy.training.generalization import guide, measure
-from gem_policy.training.learners import CriticLearner, Metrics, ValueLearner, expect
+from gem_policy.training.learners import CriticLearner, ValueLearner, expect
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
@@ -46,7 +46,7 @@ def fit_seeds(
     progress: Callable[[Progress], None] | None = None,
     log_every: int = 500,
     save_seconds: float = 60.0,
-    cuda_graph: bool = False,
+    cuda_graph: bool | None = None,
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
 
@@ -89,8 +89,7 @@ def fit_seeds(
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)
     where = torch.device(device)
-    if cuda_graph:
-        check_recordable(config, where)
+    cuda_graph = records(cuda_graph, config, where)
     run = {**identity(dataset, config, net), "seeds": seeds}
     out.mkdir(parents=True, exist_ok=True)
     learners = _train(
@@ -172,7 +171,7 @@ def _train(
 def _run_phase(
     learners: Mapping[str, StackedLearner],
     shared: SharedReplay,
-    update: Callable[[], Metrics],
+    update: Update,
     config: TrainConfig,
     run: Mapping[str, Any],
     out: Path,
@@ -188,9 +187,10 @@ def _run_phase(
     bound = value_bound(shared.everything, config.discount)
     start, last_save = learner.step, time.monotonic()
     while learner.step < learner.updates:
-        metrics = update()
+        due = (learner.step + 1) % log_every == 0 or learner.step + 1 == learner.updates
+        metrics = update(due)
         reading: dict[str, float] = {}
-        if learner.step % log_every == 0 or learner.step == learner.updates:
+        if due:
             reading = learner.read(metrics)
             stop_if_broken(reading, name, learner.step, out)
             for seed in learner.seeds:

@@ -8,7 +8,7 @@ critics one more seed costs 24 bytes a transition, where a replay of its own cos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from gem_policy.training.preparation import (
     reward_factor,
     training_numbers,
 )
-from gem_policy.training.replay import Batch, Replay, Sampler
+from gem_policy.training.replay import CHUNK, FIELDS, ROWS, Batch, Replay, Sampler
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,49 @@ class SharedReplay:
         """Where the transitions lie."""
         return self.numbers.device
 
-    def batch(self, chosen: Int[Tensor, "seeds part"]) -> Batch:
+    def batch(self, chosen: Int[Tensor, "seeds part"], reads: frozenset[str] = FIELDS) -> Batch:
         """The transitions with the given numbers among each seed's own, one seed's after another.
 
-        Bit for bit those of the seeds' own replays.
+        Bit for bit those of the seeds' own replays; fields that are not in ``reads`` are empty.
         """
-        place = (chosen + self.starts.unsqueeze(-1)).flatten()
-        raw = self.everything.batch(self.numbers[place].long())
+        return self._taken(self.place(chosen), reads, self.mean, self.std)
+
+    def parts(self, reads: frozenset[str]) -> Iterator[Batch]:
+        """All transitions of the first seed in order, some at a time, then of the others."""
+        ends = [*self.starts[1:].tolist(), len(self.numbers)]
+        for seed, (start, end) in enumerate(zip(self.starts.tolist(), ends, strict=True)):
+            own = slice(seed, seed + 1)
+            for place in torch.split(torch.arange(start, end, device=self.device), ROWS):
+                yield self._taken(place, reads, self.mean[own], self.std[own])
+
+    def place(self, chosen: Int[Tensor, "seeds part"]) -> Int[Tensor, " batch"]:
+        """Where the transitions with the given numbers stand among the `parts`."""
+        return (chosen + self.starts.unsqueeze(-1)).flatten()
+
+    def _taken(
+        self,
+        place: Int[Tensor, " batch"],
+        reads: frozenset[str],
+        mean: Float[Tensor, "owners obs"],
+        std: Float[Tensor, "owners obs"],
+    ) -> Batch:
+        """Transitions by their place, an equal number for each of some seeds, one after another."""
+
+        def normalize(rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
+            if len(rows) == 0:
+                return rows
+            parts = rows.reshape(len(mean), -1, rows.shape[-1])
+            return ((parts - mean.unsqueeze(1)) / std.unsqueeze(1)).reshape(rows.shape)
+
+        raw = self.everything.batch(self.numbers[place].long(), reads)
         return replace(
             raw,
-            observations=self._normalize(raw.observations),
-            next_observations=self._normalize(raw.next_observations),
-            ahead=replace(raw.ahead, observations=self._normalize(raw.ahead.observations)),
-            advantages=self.advantages[place],
-            weights=self.weights[place],
+            observations=normalize(raw.observations),
+            next_observations=normalize(raw.next_observations),
+            ahead=replace(raw.ahead, observations=normalize(raw.ahead.observations)),
+            advantages=self.advantages[place] if "advantages" in reads else self.advantages[:0],
+            weights=self.weights[place] if "weights" in reads else self.weights[:0],
         )
-
-    def _normalize(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
-        """By each seed's own statistics."""
-        parts = rows.reshape(len(self.starts), -1, rows.shape[-1])
-        return ((parts - self.mean.unsqueeze(1)) / self.std.unsqueeze(1)).reshape(rows.shape)
 
 
 def share(dataset: Dataset, configs: Sequence[TrainConfig], device: torch.device) -> SharedReplay:
@@ -107,10 +130,16 @@ class SharedSampler:
     def __init__(self, shared: SharedReplay, configs: Sequence[TrainConfig], phase: int) -> None:
         ends = [*shared.starts[1:].tolist(), len(shared.numbers)]
         self._samplers = [
-            Sampler(end - start, config.batch_size, config.seed, phase, shared.device)
+            Sampler(end - start, config.batch_size, config.seed, phase)
             for start, end, config in zip(shared.starts.tolist(), ends, configs, strict=True)
         ]
+        self._device = shared.device
+        self._chunk, self._drawn = -1, torch.empty(0, 0, 0, dtype=torch.long)
 
     def __call__(self, step: int) -> Int[Tensor, "seeds part"]:
         """Numbers of the transitions of update ``step``, among each seed's own."""
-        return torch.stack([sampler(step) for sampler in self._samplers])
+        chunk, place = divmod(step, CHUNK)
+        if chunk != self._chunk:
+            drawn = torch.stack([sampler.drawn(chunk) for sampler in self._samplers], 1)
+            self._chunk, self._drawn = chunk, drawn.to(self._device)
+        return self._drawn[place]

@@ -36,6 +36,7 @@ class StackedLearner(Learner):
     def __init__(self, learners: Sequence[Learner], seeds: Sequence[int]) -> None:
         first = learners[0]
         self.learners, self.seeds = list(learners), list(seeds)
+        self.reads = first.reads
         modules = {name: _stack([own.modules[name] for own in learners]) for name in first.modules}
         frozen = {name: _stack([own.frozen[name] for own in learners]) for name in first.frozen}
         super().__init__(
@@ -43,8 +44,11 @@ class StackedLearner(Learner):
         )
         for own in learners:
             own.optimizer.state.clear()  # moments that nobody will use
+            own.moments.clear()
         self._one = LossOf(
-            lambda fields: first.loss(Batch(**{**fields, "ahead": Ahead(**fields["ahead"])})),
+            lambda fields, told: first.loss(
+                Batch(**{**fields, "ahead": Ahead(**fields["ahead"])}), told
+            ),
             first.modules | first.frozen,
         )
         self._stacked: dict[str, Tensor] = {
@@ -53,23 +57,26 @@ class StackedLearner(Learner):
             for key, value in module.named_parameters()
         }
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Sum of the seeds' losses, and their metrics with the seeds as first axis.
 
         The batch holds one part per seed, of equal sizes, in order.
         """
         parts = _split(batch, len(self.seeds))
         lowered = lower_hidden(self._stacked, self.precision)
-        losses, metrics = torch.func.vmap(self._of_one)(lowered, parts)
+
+        def of_one(parameters: dict[str, Tensor], part: Any) -> tuple[Tensor, Metrics]:
+            found: tuple[Tensor, Metrics] = torch.func.functional_call(
+                self._one, parameters, (part, told)
+            )
+            return found
+
+        losses, metrics = torch.func.vmap(of_one)(lowered, parts)
         return losses.sum(), metrics
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def evaluate(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """The loss, which has lowered the stacked parameters itself."""
-        return self.loss(batch)
-
-    def _of_one(self, parameters: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
-        found: tuple[Tensor, Metrics] = torch.func.functional_call(self._one, parameters, (batch,))
-        return found
+        return self.loss(batch, told)
 
     def follow(self, modules: Mapping[str, nn.Module], frozen: Mapping[str, nn.Module]) -> None:
         """The learners' own rule."""

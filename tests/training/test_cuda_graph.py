@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from tiny_runs import SHORT, TINY, random_dataset, run
+from tiny_runs import SHORT, TINY, Stop, random_dataset, run, stop_at
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -30,6 +30,7 @@ from gem_policy.training.cuda_graph import (
 )
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.learners import Learner, Metrics
+from gem_policy.training.packed import PackedTransitions
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
 from gem_policy.training.seeds import fit_seeds
@@ -93,18 +94,26 @@ def updated(learner: Learner, update: Any, sampler: Sampler, count: int) -> list
 
 
 def compare(dataset: Dataset, kind: Kind, device: torch.device, record: Record) -> None:
-    """Six updates by recording against six ordinary ones: metrics, weights, Adam's moments."""
+    """Updates by recording against ordinary ones: metrics, weights, Adam's moments.
+
+    Six whose metrics are read, then three whose are not.
+    """
     phase, network, config = kind
     net = NetworkConfig(3, 2, **{**TINY, **network})
     training = moved(prepared(dataset, net.critics, config), device)
     sampler = Sampler(len(training), 16, 0, 0, device)
     plain, recorded = (start_learner(phase, net, config, device) for _ in range(2))
     expected = updated(plain, lambda i: plain.update(training.batch(i)), sampler, 6)
-    graph = GraphedUpdates(recorded, training.batch, device, record)
+    packed = PackedTransitions(training, recorded.reads)
+    graph = GraphedUpdates(recorded, packed.batch, device, record)
     found = updated(recorded, graph, sampler, 6)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
-    assert recorded.step == plain.step == 6
+    for _ in range(3):
+        chosen = sampler(plain.step)
+        assert plain.update(training.batch(chosen, plain.reads), told=False) == {}
+        assert graph(chosen, told=False) == {}
+    assert recorded.step == plain.step == 9
     torch.testing.assert_close(recorded.tensors(), plain.tensors(), rtol=1e-5, atol=1e-6)
 
 
@@ -122,6 +131,35 @@ def test_a_recorded_update_done_again_is_the_ordinary_one(dataset: Dataset, kind
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_a_captured_update_is_the_ordinary_one(dataset: Dataset, kind: Kind) -> None:
     compare(dataset, kind, torch.device("cuda"), record_cuda_graph)
+
+
+@pytest.mark.cuda
+def test_runs_with_graphs_on_cuda_are_the_ordinary_ones(dataset: Dataset, tmp_path: Path) -> None:
+    on_cuda: dict[str, Any] = {"device": "cuda"}
+    own = run(dataset, tmp_path / "a", **on_cuda)
+    _assert_close([own], [run(dataset, tmp_path / "b", cuda_graph=True, **on_cuda)])
+    _assert_close([own], [run(dataset, tmp_path / "c")])  # nor does the device matter
+    many = [
+        [path.read_bytes() for path in fit_seeds(dataset, tmp_path / name, SHORT, **options)]
+        for name, options in (
+            ("d", {**SEEDS, **on_cuda}),
+            ("e", {**SEEDS, **on_cuda, "cuda_graph": True}),
+        )
+    ]
+    _assert_close(*many)
+
+
+@pytest.mark.cuda
+def test_a_run_with_graphs_stopped_and_resumed_is_the_run_that_was_not(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"device": "cuda", "cuda_graph": True}
+    whole = run(dataset, tmp_path / "whole", **options)
+    for update in (8, 24, 50):
+        out = tmp_path / str(update)
+        with pytest.raises(Stop):
+            run(dataset, out, progress=stop_at(update), **options)
+        assert run(dataset, out, **options) == whole
 
 
 def test_a_recorded_run_of_several_seeds_is_the_ordinary_one(
@@ -149,7 +187,7 @@ def _record_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda_graph, "GraphedUpdates", on_cpu)
     for module in ("trainer", "seeds"):
-        monkeypatch.setattr(f"gem_policy.training.{module}.check_recordable", lambda *_: None)
+        monkeypatch.setattr(f"gem_policy.training.{module}.records", lambda wanted, *_: wanted)
 
 
 def _assert_close(some: list[bytes], others: list[bytes]) -> None:
@@ -184,6 +222,16 @@ def test_graphs_need_cuda(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="need a CUDA device, got cpu"):
         fit_seeds(dataset, tmp_path / "runs", SHORT, cuda_graph=True, **SEEDS)
     assert not (tmp_path / "run").exists()
+
+
+def test_updates_are_recorded_where_they_can_be() -> None:
+    for config, device, expected in (
+        (SHORT, "cuda", True),
+        (SHORT, "cpu", False),
+        (replace(SHORT, dropout=0.1), "cuda", False),
+    ):
+        assert cuda_graph.records(None, config, torch.device(device)) is expected
+        assert cuda_graph.records(False, config, torch.device(device)) is False
 
 
 def test_dropout_cannot_be_recorded() -> None:

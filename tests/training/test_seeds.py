@@ -272,8 +272,8 @@ def test_a_broken_seed_stops_the_run_and_is_named(
     """By its loss, or after a fine loss by its weights; the other seeds are not accused."""
     honest = StackedLearner.update
 
-    def spoil(self: StackedLearner, batch: Any) -> Any:
-        metrics = honest(self, batch)
+    def spoil(self: StackedLearner, batch: Any, told: bool) -> Any:
+        metrics = honest(self, batch, told)
         if "value" in self.modules and self.step == 9:
             if where == "value/loss":
                 metrics["value/loss"][1] = torch.nan
@@ -298,8 +298,8 @@ def test_a_seed_whose_values_diverge_is_named(
 ) -> None:
     honest = StackedLearner.update
 
-    def spoil(self: StackedLearner, batch: Any) -> Any:
-        metrics = honest(self, batch)
+    def spoil(self: StackedLearner, batch: Any, told: bool) -> Any:
+        metrics = honest(self, batch, told)
         if "value" in self.modules and self.step == 9:
             metrics["value/largest"][2] = 1e6
         return metrics

@@ -225,8 +225,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_saved_state(
     learner = PHASES["value"]
     honest = learner.update
 
-    def spoil(self: Any, batch: Any) -> Any:
-        metrics = honest(self, batch)
+    def spoil(self: Any, batch: Any, told: bool) -> Any:
+        metrics = honest(self, batch, told)
         if self.step == 10:
             with torch.no_grad():
                 self.parameters[0].view(-1)[0] = torch.nan
