@@ -179,7 +179,9 @@ def measure(problem: Problem, variant: Variant, actor: MixturePolicy) -> dict[st
     for count in BUDGETS:
         candidates = policy.candidates(normalized, count)
         for weight in WEIGHTS if count > 1 else WEIGHTS[:1]:
-            chosen_by = SelectionConfig(support_weight=weight, bound="lower", kappa=1.0)
+            chosen_by = SelectionConfig(
+                support_weight=weight, bound="lower", kappa=1.0, gain_kappa=None
+            )
             best = select(rule_of(chosen_by)(candidates))
             chosen = candidates.actions[torch.arange(CONTEXTS), best]
             actions = policy.scaler.invert(chosen).numpy()

@@ -4,8 +4,9 @@
 
 Training: random transitions of Hopper's sizes (11 observations, 3 actions) on the device, E = 4
 critics, K = 5 components, 256x256, batches of 256; one full update is one of every phase: behavior,
-values, critics, actor. With and without `--cuda-graph`, one seed and eight in one run, in the
-precisions of `TrainConfig`, and in TensorFloat-32 (``torch.set_float32_matmul_precision("high")``).
+values, critics, actor. As graphs and call by call (`--no-cuda-graph`), one seed and eight in one
+run, in the precisions of `TrainConfig`, and in TensorFloat-32
+(``torch.set_float32_matmul_precision("high")``).
 
 Decisions: networks with random weights. `predict` of one observation, numpy in to numpy out, N =
 1024 and E = 10; `decide` of 4096 states on the device, N = 64 and E = 10, beside the rate of a

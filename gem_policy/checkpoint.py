@@ -30,7 +30,7 @@ from gem_policy.critics import build_critics
 from gem_policy.errors import CheckpointError, GEMError
 from gem_policy.networks import build_actor, build_behavior
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -49,10 +49,16 @@ def _with_lookahead(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "network": {**added, **document["network"]}}
 
 
+def _with_gain_kappa(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 says what a candidate must gain to replace the mode; before, that was nothing."""
+    return {**document, "selection": {"gain_kappa": None, **document["selection"]}}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_frequencies,
     2: _with_lookahead,
+    3: _with_gain_kappa,
 }
 
 

@@ -113,6 +113,9 @@ def evaluate(
     candidates: Annotated[str, typer.Option(help="Budgets N, comma-separated.")] = "",
     support_weight: Annotated[str, typer.Option(help="lambda, comma-separated.")] = "",
     kappa: Annotated[str, typer.Option(help="kappa, comma-separated.")] = "",
+    gain_kappa: Annotated[
+        str, typer.Option(help="gain_kappa of all rows; none: no gain is asked for.")
+    ] = "",
     baselines: Annotated[
         bool, typer.Option(help="Also play the behavior model and the actor alone.")
     ] = False,
@@ -138,6 +141,9 @@ def evaluate(
     from gem_policy.report import players, read_document, report_document, write_document
 
     policy = GEMPolicy.load(name, device=device)
+    if gain_kappa:
+        asked = None if gain_kappa == "none" else numbers(gain_kappa, float, "--gain-kappa")[0]
+        policy.selection = policy.selection.replace(gain_kappa=asked)
     before = read_document(json_file) if append and json_file is not None else None
     others = dict(_pair(text) for text in compare or [])
     rows: list[ReportRow] = []

@@ -155,6 +155,11 @@ class SelectionConfig:
         all_modes: Whether the means of all components are candidates first, or only that of the
             heaviest one, the actor's mode (our default, measured: DESIGN.md). A rare component's
             mean is a candidate out of proportion to its weight, in every state.
+        gain_kappa: A candidate may replace candidate 0, the actor's mode, only where it is better
+            by a lower bound: where mean - gain_kappa * std of the members' differences is above 0.
+            The others rank behind the mode. None: any may, and the best score may be that of a
+            candidate which has support but no gain (our choice, and our default, measured:
+            DESIGN.md). Of the deterministic set: among fresh draws there is no mode.
     """
 
     candidates: int = 32
@@ -166,6 +171,7 @@ class SelectionConfig:
     proposal_scale: float = 1.0
     value_knee: float | None = None
     all_modes: bool = False
+    gain_kappa: float | None = 2.0
 
     def __post_init__(self) -> None:
         require_count("candidates", self.candidates)
@@ -177,6 +183,10 @@ class SelectionConfig:
             self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
         )
         require(isinstance(self.all_modes, bool), "all_modes", self.all_modes, "True or False")
+        if self.gain_kappa is not None:
+            require_number(
+                "gain_kappa", self.gain_kappa, "a finite number >= 0, or None (null)", 0, math.inf
+            )
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")

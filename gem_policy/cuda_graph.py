@@ -22,6 +22,11 @@ T = TypeVar("T")
 Again = Callable[[], None]
 
 
+def is_current_cuda(device: torch.device) -> bool:
+    """Whether graphs can be recorded there: torch captures what happens on the current device."""
+    return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
+
+
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
     """Run it on a stream of its own, as torch's notes on CUDA graphs ask for."""
     if device.type != "cuda":

@@ -9,10 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gem_policy.config import SelectionConfig
-from gem_policy.scoring import lower_bound, standardize
+from gem_policy.scoring import PairedBound, lower_bound, standardize
 from gem_policy.selection import Decision
 
-_COLUMNS = ("rank", "candidate", "component", "q_mean", "q_std", "lcb", "log_beta", "z", "score")
+_COLUMNS = (
+    "rank",
+    "candidate",
+    "component",
+    "q_mean",
+    "q_std",
+    "lcb",
+    "gain",
+    "log_beta",
+    "z",
+    "score",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class CandidateRow:
         q_mean: Mean of the critics, in scaled reward.
         q_std: Their (population) standard deviation.
         lcb: ``q_mean - kappa * q_std``.
+        gain: Lower bound of what it gains over candidate 0. With ``gain_kappa``: those whose gain
+            is not above 0 rank behind candidate 0. With ``kappa`` where that is None.
         log_beta: Log density under the behavior model, in nats.
         z: ``log_beta`` standardized within the candidates.
         score: What they were ranked by; -inf for a candidate with a non-finite number.
@@ -39,6 +52,7 @@ class CandidateRow:
     q_mean: float
     q_std: float
     lcb: float
+    gain: float
     log_beta: float
     z: float
     score: float
@@ -67,6 +81,7 @@ class Explanation:
         z = standardize(candidates.log_behavior)
         std = candidates.q.std(0, correction=0)
         bound = lower_bound(candidates.q, kappa)
+        gain = PairedBound(kappa if selection.gain_kappa is None else selection.gain_kappa)
         order = decision.scores.argsort(descending=True, stable=True).tolist()
         table: list[tuple[Any, ...]] = list(
             zip(
@@ -74,6 +89,7 @@ class Explanation:
                 candidates.q.mean(0).tolist(),
                 std.tolist(),
                 bound.tolist(),
+                gain(candidates).tolist(),
                 candidates.log_behavior.tolist(),
                 z.tolist(),
                 decision.scores.tolist(),
@@ -83,7 +99,7 @@ class Explanation:
             )
         )
         rows = tuple(
-            CandidateRow(*(rank, i, *table[i][:8], tuple(table[i][8])))
+            CandidateRow(*(rank, i, *table[i][:9], tuple(table[i][9])))
             for rank, i in enumerate(order, start=1)
         )
         return cls(rows, selection, bool(decision.supported))
@@ -102,7 +118,7 @@ class Explanation:
         s = self.selection
         lines = [
             f"{len(self.rows)} candidates, kappa={s.kappa:g}, support_weight={s.support_weight:g}, "
-            f"value_scale={s.value_scale}, bound={s.bound}",
+            f"value_scale={s.value_scale}, bound={s.bound}, gain_kappa={s.gain_kappa}",
             " ".join(f"{c:>9}" for c in (*_COLUMNS, "support%")) + "  action",
         ]
         for row in self.rows:

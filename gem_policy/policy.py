@@ -23,7 +23,7 @@ from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
 from gem_policy.config import SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
-from gem_policy.cuda_graph import RecordedAct
+from gem_policy.cuda_graph import RecordedAct, is_current_cuda
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
 from gem_policy.explanation import Explanation
 from gem_policy.hub import download
@@ -191,20 +191,21 @@ class GEMPolicy(Predictor):
         """Whether `predict` launches its deterministic decisions as one CUDA graph each.
 
         A graph is recorded when a batch size or selection settings are first met, which takes a
-        fraction of a second, and the last few are kept. Actions are the same. May be set at any
-        time; a policy's weights must not be replaced while it is on. Off unless asked for.
+        fraction of a second, and the last few are kept. Actions are the same to rounding. May be
+        set at any time; a policy's weights must not be replaced while it is on, it is to be used
+        by one thread, and is neither pickled nor copied. Off unless asked for.
 
         Raises:
-            ConfigError: On setting it where the device is not a CUDA device.
+            ConfigError: On setting it where the device is not the current CUDA device.
         """
         return self._recorded is not None
 
     @cuda_graph.setter
     def cuda_graph(self, wanted: bool) -> None:
-        if wanted and self.device.type != "cuda":
+        if wanted and not is_current_cuda(self.device):
             raise ConfigError(
-                f"CUDA graphs need a CUDA device, this policy is on {self.device}. Leave out "
-                "cuda_graph, or load it with device='cuda'."
+                f"CUDA graphs need the current CUDA device, this policy is on {self.device}. Leave "
+                "out cuda_graph, or load it with device='cuda' (torch.cuda.set_device chooses one)."
             )
         self._recorded = RecordedAct(self._best, self.device) if wanted else None
 
@@ -232,6 +233,8 @@ class GEMPolicy(Predictor):
             )
         self._selection = settings
         self._rule = rule_of(settings)
+        # Among fresh draws candidate 0 is one of them, no mode that would have to be kept.
+        self._rule_of_draws = rule_of(settings.replace(gain_kappa=None))
 
     def candidates(
         self,
@@ -285,7 +288,8 @@ class GEMPolicy(Predictor):
             count = self._selection.candidates
         require_count("count", count)
         candidates = self.candidates(normalized, count, generator)
-        scores = usable_scores(candidates, self._rule(candidates))
+        rule = self._rule if generator is None else self._rule_of_draws
+        scores = usable_scores(candidates, rule(candidates))
         temperature = 0.0 if generator is None else self._selection.temperature
         index = select(scores, temperature, generator)
         wide = index[..., None, None].expand(*index.shape, 1, candidates.actions.shape[-1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gem_policy.candidates import CandidateSet
@@ -72,17 +72,15 @@ class LowerBound:
 class PairedBound:
     """Lower bound of each member's difference to its own value of candidate 0 (our choice).
 
-    What a member gets wrong about the whole state cancels; a candidate replaces the first one,
-    the actor's mode, only where the members agree that it is better.
+    What a member gets wrong about the whole state cancels, and what is left is how well the members
+    agree on which of the two is better.
     """
 
     kappa: float = 1.0
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """The lower confidence bound of every candidate's gain over candidate 0."""
-        q = candidates.q
-        # Candidate 0, or where its numbers are broken the first whose are not.
-        first = torch.isfinite(q).all(0).to(torch.uint8).argmax(-1, keepdim=True)
+        q, first = candidates.q, first_finite(candidates.q)
         reference = q.gather(-1, first.expand(q.shape[0], *first.shape))
         return lower_bound(q - reference, self.kappa)
 
@@ -118,6 +116,39 @@ class BehaviorNormalized:
         return self.base(candidates) + self.weight * standardize(candidates.log_behavior)
 
 
+@dataclass(frozen=True)
+class Improving:
+    """Another rule's scores, with candidates that may not replace candidate 0 behind it.
+
+    A candidate may only where the lower bound of its gain over candidate 0 is above 0 (our choice):
+    a best score alone can be that of a candidate which is merely well supported. Among themselves
+    the others keep their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it
+    out where all candidates are fresh draws.
+    """
+
+    base: ScoringRule
+    kappa: float = 2.0
+
+    def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
+        """Scores; candidate 0's own, and those of better ones, as they are."""
+        scores, first = self.base(candidates), first_finite(candidates.q)
+        allowed = (PairedBound(self.kappa)(candidates) > 0).scatter(-1, first, True)
+        finite = torch.isfinite(scores)
+        best = torch.where(finite, scores, -torch.inf).amax(-1, keepdim=True)
+        own = scores.gather(-1, first)
+        # Where candidate 0 has no score, the others come behind the least of those that may.
+        least = torch.where(finite & allowed, scores, torch.inf).amin(-1, keepdim=True)
+        own = torch.where(torch.isfinite(own), own, torch.minimum(least, best))
+        # The best of them all would come 1 behind candidate 0; rounding must not lift it over it.
+        behind = torch.minimum(scores - ((best - own).clamp(min=0) + 1), own)
+        return torch.where(allowed, scores, behind)
+
+
+def first_finite(q: Float[Tensor, "members *batch candidates"]) -> Int[Tensor, "*batch 1"]:
+    """Candidate 0, or where its values are broken the first whose are not."""
+    return torch.isfinite(q).all(0).to(torch.uint8).argmax(-1, keepdim=True)
+
+
 def lower_bound(
     q: Float[Tensor, "members *batch candidates"], kappa: float
 ) -> Float[Tensor, "*batch candidates"]:
@@ -133,6 +164,7 @@ RULES: dict[str, type[ScoringRule]] = {
     "paired": PairedBound,
     "standardized": Standardized,
     "behavior_normalized": BehaviorNormalized,
+    "improving": Improving,
 }
 
 
@@ -143,4 +175,5 @@ def rule_of(config: SelectionConfig) -> ScoringRule:
         base = LowerBound(config.kappa)
     if config.value_scale == "standardized":
         base = Standardized(base, config.value_knee)
-    return BehaviorNormalized(base, config.support_weight) if config.support_weight else base
+    rule = BehaviorNormalized(base, config.support_weight) if config.support_weight else base
+    return rule if config.gain_kappa is None else Improving(rule, config.gain_kappa)

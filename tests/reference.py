@@ -127,6 +127,7 @@ def scores(
     weight: float,
     value_scale: str,
     bound: str,
+    gain_kappa: float | None = None,
 ) -> list[float]:
     """The score of every candidate of one state; -inf where one of its numbers is not finite."""
     value = lower_bound(q, kappa) if bound == "lower" else paired_bound(q, kappa)
@@ -140,7 +141,25 @@ def scores(
             out.append(value[n] + (weight * z[n] if weight else 0.0))
         else:
             out.append(-math.inf)
-    return out
+    return out if gain_kappa is None else behind_the_first(out, q, gain_kappa)
+
+
+def behind_the_first(
+    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float
+) -> list[float]:
+    """Candidates without a sure gain moved down, together, to behind the first finite one."""
+    gain = paired_bound(q, kappa)
+    first = next((n for n in range(len(gain)) if all(math.isfinite(m[n]) for m in q)), 0)
+    finite = [v for v in scores if math.isfinite(v)]
+    if not finite:
+        return list(scores)
+    may = [v for n, v in enumerate(scores) if (n == first or gain[n] > 0) and math.isfinite(v)]
+    own = scores[first] if math.isfinite(scores[first]) else min(may, default=max(finite))
+    fall = max(finite) - own + 1
+    return [
+        v if n == first or gain[n] > 0 or not math.isfinite(v) else v - fall
+        for n, v in enumerate(scores)
+    ]
 
 
 def select(values: Sequence[float]) -> int:

@@ -111,6 +111,7 @@ selections = st.builds(
     value_scale=st.sampled_from(VALUE_SCALES),
     temperature=st.one_of(st.just(0.0), st.floats(1e-3, 10)),
     bound=st.sampled_from(BOUNDS),
+    gain_kappa=st.one_of(st.none(), kappas),
     proposal_scale=st.floats(0, 2),
 )
 

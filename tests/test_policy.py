@@ -11,7 +11,7 @@ import pytest
 import reference
 import torch
 from fakes import BOX, GOAL, row_of, sample, tiny_checkpoint, tiny_policy
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import seeds, selections
 
@@ -72,7 +72,12 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
         weight=selection.support_weight,
         value_scale=selection.value_scale,
         bound=selection.bound,
+        gain_kappa=selection.gain_kappa,
     )
+    if selection.gain_kappa is not None:  # float32 may see a gain where there is next to none
+        size = 1e-4 * (1 + selection.gain_kappa) * (1 + max(map(max, q)) - min(map(min, q)))
+        gains = reference.paired_bound(q, selection.gain_kappa)
+        assume(all(gain == 0 or abs(gain) > size for gain in gains))
     best = expected[int(decision.index)]
     # Scores nearer than float32 can tell may come in either order.
     size = 1 + max(abs(v) for v in expected) + (1 + selection.kappa) * max(map(max, q), default=0)
@@ -213,6 +218,18 @@ def test_a_policy_says_in_one_line_what_it_is() -> None:
     text = repr(tiny_policy())
     assert text.startswith("GEMPolicy(test/tiny-v0, device=cpu, SelectionConfig(candidates=12,")
     assert "\n" not in text
+
+
+def test_fresh_draws_need_no_gain_over_one_of_them() -> None:
+    """Without the mode among them, candidate 0 is a draw like any other."""
+    policy = with_settings(SelectionConfig(candidates=16, gain_kappa=50.0, all_modes=True))
+    observations = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    kept = policy.decide(observations).index == 0
+    drawn = policy.decide(observations, torch.Generator().manual_seed(1)).index == 0
+    policy.selection = policy.selection.replace(gain_kappa=None)
+    free = policy.decide(observations, torch.Generator().manual_seed(1)).index == 0
+    assert kept.float().mean() > 0.5 > drawn.float().mean()
+    assert torch.equal(drawn, free)
 
 
 # -- explain -------------------------------------------------------------------------------------

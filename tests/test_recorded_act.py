@@ -87,7 +87,7 @@ def test_few_recordings_are_kept() -> None:
 
 def test_graphs_of_decisions_need_cuda() -> None:
     policy = made()
-    with pytest.raises(ConfigError, match="need a CUDA device, this policy is on cpu"):
+    with pytest.raises(ConfigError, match="need the current CUDA device, this policy is on cpu"):
         policy.cuda_graph = True
     assert policy.cuda_graph is False
     policy.cuda_graph = False

@@ -28,6 +28,7 @@ from gem_policy.config import SelectionConfig
 from gem_policy.scoring import (
     RULES,
     BehaviorNormalized,
+    Improving,
     LowerBound,
     PairedBound,
     ScoringRule,
@@ -47,6 +48,8 @@ rules = st.sampled_from(
         Standardized(PairedBound(0.0)),
         BehaviorNormalized(LowerBound(1.3), 0.5),
         BehaviorNormalized(Standardized(PairedBound(2.0)), 3.0),
+        Improving(BehaviorNormalized(Standardized(PairedBound(0.5)), 3.0), 0.5),
+        Improving(LowerBound(1.0), 0.0),
     ]
 )
 moderate = candidate_sets(regimes=MODERATE)
@@ -242,6 +245,7 @@ def test_the_rule_of_any_settings_is_the_formula(
             weight=selection.support_weight,
             value_scale=selection.value_scale,
             bound=selection.bound,
+            gain_kappa=selection.gain_kappa,
         )
         # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
         values = [v for v in expected if math.isfinite(v)]
@@ -252,7 +256,9 @@ def test_the_rule_of_any_settings_is_the_formula(
 
 
 def hair_thin(candidates: CandidateSet, place: tuple[int, ...], chosen: SelectionConfig) -> bool:
-    """Whether the bounds differ so little that standardizing magnifies float32's rounding."""
+    """Whether rounding may decide: bounds that hardly differ, or a gain of about 0."""
+    if chosen.gain_kappa is not None and gains_are_thin(candidates, place, chosen.gain_kappa):
+        return True
     if chosen.value_scale == "raw":
         return False
     find = reference.lower_bound if chosen.bound == "lower" else reference.paired_bound
@@ -261,6 +267,46 @@ def hair_thin(candidates: CandidateSet, place: tuple[int, ...], chosen: Selectio
         return False
     size = max(abs(v) for q in members(candidates, place) for v in q if math.isfinite(v))
     return reference.std_of(bound) < 1e-2 * (1 + chosen.kappa) * max(size, 1e-6)
+
+
+def gains_are_thin(candidates: CandidateSet, place: tuple[int, ...], kappa: float) -> bool:
+    """Whether some candidate's gain over the first is 0 but for float32's rounding."""
+    q = members(candidates, place)
+    size = max((abs(v) for m in q for v in m if math.isfinite(v)), default=0.0)
+    gains = [v for v in reference.paired_bound(q, kappa) if math.isfinite(v)]
+    return any(0 < abs(v) < 1e-5 * (1 + kappa) * size for v in gains)
+
+
+@given(moderate, kappas, st.floats(0, 5))
+def test_what_must_improve_comes_after_the_first_where_it_does_not(
+    candidates: CandidateSet, kappa: float, weight: float
+) -> None:
+    base = BehaviorNormalized(Standardized(PairedBound(kappa)), weight)
+    plain, scores = base(candidates), Improving(base, kappa)(candidates)
+    better = PairedBound(kappa)(candidates) > 0
+    better[..., 0] = True
+    assert torch.equal(scores[better], plain[better])
+    first = scores[..., :1].expand_as(scores)
+    assert (scores[~better] <= first[~better]).all()
+    best = scores.argmax(-1, keepdim=True)
+    assert better.gather(-1, best).all()
+    # Behind the first the order is the rule's own.
+    for place in reference.indices(*scores.shape[:-1]):
+        others = (~better[place]).nonzero()[:, 0]
+        order = plain[place][others].argsort(stable=True)
+        moved = scores[place][others][order]
+        assert (moved.diff() >= 0).all()
+
+
+def test_a_budget_that_brings_no_sure_gain_changes_nothing() -> None:
+    """However well supported a candidate is, and however good on the mean."""
+    q = torch.tensor([[0.0, 3.0, 1.0], [0.0, -1.0, -1.0], [0.0, 1.0, 0.0]])
+    candidates = candidate_set(q, [-5.0, 9.0, 8.0])
+    settings = SelectionConfig(kappa=1.0)
+    assert int(rule_of(settings)(candidates).argmax()) == 0
+    assert int(rule_of(settings.replace(gain_kappa=None))(candidates).argmax()) == 1
+    sure = candidate_set(q + torch.tensor([0.0, 3.0, 0.0]), [-5.0, 9.0, 8.0])
+    assert int(rule_of(settings)(sure).argmax()) == 1
 
 
 @given(rules, candidate_sets(regimes=MODERATE), st.randoms(use_true_random=False))
@@ -307,7 +353,8 @@ def test_without_support_weight_the_density_has_no_say(
         candidates.actions, candidates.component, candidates.q, -3 * candidates.log_behavior
     )
     assert torch.equal(rule(candidates), rule(other))
-    plain = rule_of(selection.replace(support_weight=0.0, value_scale="raw", bound="lower"))
+    free = selection.replace(gain_kappa=None)
+    plain = rule_of(free.replace(support_weight=0.0, value_scale="raw", bound="lower"))
     assert torch.equal(plain(candidates), lower_bound(candidates.q, selection.kappa))
 
 
@@ -315,7 +362,7 @@ def test_without_support_weight_the_density_has_no_say(
 def test_an_endless_support_weight_takes_the_most_supported(
     candidates: CandidateSet, value_scale: str
 ) -> None:
-    settings = SelectionConfig(support_weight=1e12, value_scale=value_scale)
+    settings = SelectionConfig(support_weight=1e12, value_scale=value_scale, gain_kappa=None)
     scores = rule_of(settings)(candidates)
     density = candidates.log_behavior
     best = density.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
@@ -342,7 +389,13 @@ def test_rules_are_values() -> None:
     assert repr(rule) == (
         "BehaviorNormalized(base=Standardized(base=LowerBound(kappa=0.5), knee=None), weight=2.0)"
     )
-    assert set(RULES.values()) == {LowerBound, PairedBound, Standardized, BehaviorNormalized}
+    assert set(RULES.values()) == {
+        LowerBound,
+        PairedBound,
+        Standardized,
+        BehaviorNormalized,
+        Improving,
+    }
     assert all(isinstance(made, ScoringRule) for made in (rule, rule.base))
 
 
@@ -350,14 +403,20 @@ def test_rules_are_values() -> None:
     ("settings", "expected"),
     [
         (
-            {"value_scale": "raw", "support_weight": 0.0, "kappa": 2.0, "bound": "lower"},
+            {
+                "value_scale": "raw",
+                "support_weight": 0.0,
+                "kappa": 2.0,
+                "bound": "lower",
+                "gain_kappa": None,
+            },
             LowerBound(2.0),
         ),
         (
-            {"value_scale": "raw", "support_weight": 0.5, "bound": "paired"},
+            {"value_scale": "raw", "support_weight": 0.5, "gain_kappa": None},
             BehaviorNormalized(PairedBound(3.0), 0.5),
         ),
-        ({}, BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0)),
+        ({}, Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0), 2.0)),
     ],
 )
 def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:

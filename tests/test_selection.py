@@ -116,7 +116,11 @@ def test_without_support_weight_the_best_lower_bound_is_chosen(
     candidates: CandidateSet, kappa: float, value_scale: str
 ) -> None:
     selection = SelectionConfig(
-        kappa=kappa, support_weight=0.0, value_scale=value_scale, bound="lower"
+        kappa=kappa,
+        support_weight=0.0,
+        value_scale=value_scale,
+        bound="lower",
+        gain_kappa=None,
     )
     index, _ = decide(candidates, selection)
     for place in reference.indices(*index.shape):

@@ -5,12 +5,12 @@
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
 and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 110000 --batched --baselines
-                            --candidates 1,4,16,64,256 --json FILE
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 120000 --batched --baselines
+                            --candidates 1,4,16,64 --json FILE
 
-of a training with the defaults (seed 0: starts from 100000, without baselines). A word
-between a file's first and its last says what is special about the run: a training seed other than
-0, or `--set critic_lookahead=true --set value_source=critics`.
+of a training with the defaults. A word between a file's first and its last says what is special
+about the run: a training seed other than 0, or `--set critic_lookahead=true --set
+value_source=critics`. Rows without `gain_kappa` were played before there was one.
 
 Run again it changes nothing.
 """
@@ -49,6 +49,10 @@ def line(record: dict[str, Any]) -> str:
     numbers = [f"{record['updates']}", phases(record["gem_updates"])]
     seed = record["iql"]["seed"]  # of both trainings
     name = name_of(record["dataset_id"]) + (f", seed {seed}" if seed else "")
+    gem = next(r for r in record["rows"] if r["label"].startswith("GEM"))
+    chooses = gem["settings"]["candidates"] > 1 and record["label"].startswith("defaults")
+    if chooses and "gain_kappa" not in gem["settings"]:
+        name += ", before gain_kappa"
     return " | ".join([f"| {name}", *numbers, *cells]) + " |"
 
 
@@ -73,13 +77,16 @@ def budgets() -> list[str]:
     ]
     counts = sorted(set().union(*curves))
     lines = [
-        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} |",
-        "| --- " * (3 + len(counts)) + "|",
+        "| data | starts | gain_kappa | cloning, mode | "
+        f"{' | '.join(f'N = {n}' for n in counts)} |",
+        "| --- " * (4 + len(counts)) + "|",
     ]
     for path, document, curve in zip(paths, documents, curves, strict=True):
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
         what = ", ".join([name_of(document["dataset_id"]), *special])
         of = [what, f"{document['episodes']} from {document['seed']}"]
+        gains = {row["settings"].get("gain_kappa") for row in curve.values()}
+        of.append(", ".join("none" if gain is None else f"{gain:g}" for gain in gains))
         mode = [interval(row) for row in document["rows"] if row["label"] == "behavior mode"]
         cells = mode or [""]
         cells += [interval(curve[n]) if n in curve else "" for n in counts]

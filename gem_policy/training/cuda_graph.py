@@ -2,8 +2,9 @@
 
 A graph reads and writes the same memory every time, so what changes from update to update goes
 through tensors: the numbers of the batch's transitions, and the learning rate. The batch itself is
-gathered on the device, inside the graph, from a table of what the loss reads, which takes about as
-much memory as the transitions themselves.
+gathered on the device, inside the graph, from a table of what the loss reads. It takes about as
+much memory as the transitions themselves, and with several seeds as much for each of them: where a
+GPU has too little, leave graphs out.
 
 What can be known without CUDA is tested everywhere: a recorded update does what an ordinary one
 does, and no learner's loss waits for the device.
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gem_policy.cuda_graph import Again, record_cuda_graph, warm_up
+from gem_policy.cuda_graph import Again, is_current_cuda, record_cuda_graph, warm_up
 from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.learners import Learner, Metrics
@@ -109,7 +110,7 @@ def records(wanted: bool | None, config: TrainConfig, device: torch.device) -> b
         TrainingError: They are to be, and cannot.
     """
     if wanted is None:
-        return device.type == "cuda" and not config.dropout
+        return is_current_cuda(device) and not config.dropout
     if wanted:
         check_recordable(config, device)
     return wanted
@@ -117,10 +118,10 @@ def records(wanted: bool | None, config: TrainConfig, device: torch.device) -> b
 
 def check_recordable(config: TrainConfig, device: torch.device) -> None:
     """Raise a `TrainingError` where updates cannot be recorded."""
-    if device.type != "cuda":
+    if not is_current_cuda(device):
         raise TrainingError(
-            f"CUDA graphs need a CUDA device, got {device}. Leave cuda_graph out, or pass "
-            "device='cuda'."
+            f"CUDA graphs need the current CUDA device, got {device}. Leave cuda_graph out, or "
+            "pass device='cuda' (torch.cuda.set_device chooses one)."
         )
     if config.dropout:
         raise TrainingError(

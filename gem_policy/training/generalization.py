@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from gem_policy.config import SelectionConfig
 from gem_policy.critics import Critics
@@ -24,7 +26,7 @@ from gem_policy.training.learners import BehaviorLearner, CriticLearner, Learner
 from gem_policy.training.replay import Batch, Replay
 from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
 
-LEAST_EXPLAINED = 0.5  # on held-out episodes, of what the critics explain in training
+LEAST_KEPT = 0.5  # on held-out episodes, of the critics' rank correlation in training
 LARGEST_GAP = 0.5  # nats per action dimension that the behavior model may lose on them
 
 
@@ -41,8 +43,10 @@ class Generalization:
     """What the models know of transitions trained on, and of those of held-out episodes.
 
     Attributes:
-        critics: Share of the advantages' variance that the mean of the members explains (R
-            squared); below 0 a constant is better. Not defined where all advantages are the same.
+        critics: Spearman's rank correlation of the members' mean with the advantages. Not the
+            share of the variance explained: most of that is in the few transitions at which an
+            episode fails, and it differs from training to training. Not defined where all
+            advantages are the same.
         behavior: Mean log-likelihood of the actions, in nats per action dimension.
     """
 
@@ -54,11 +58,11 @@ class Generalization:
         """What is wrong, in words; nothing where the models generalize. The rules are ours."""
         found = []
         own, new = self.critics.training, self.critics.held_out
-        enough = own is None or new is None or (new > 0 and new >= LEAST_EXPLAINED * max(own, 0))
+        enough = own is None or new is None or (new > 0 and new >= LEAST_KEPT * max(own, 0))
         if not enough:
             found.append(
-                f"the critics explain {own:.2f} of the advantages' variance in training and "
-                f"{new:.2f} on held-out episodes"
+                f"the critics' values have a rank correlation of {own:.2f} with the advantages in "
+                f"training and of {new:.2f} on held-out episodes"
             )
         own, new = self.behavior.training, self.behavior.held_out
         if own is not None and new is not None and own - new > LARGEST_GAP:
@@ -88,20 +92,28 @@ def measure(training: Replay, held_out: Replay, learners: Mapping[str, Learner])
     critics = expect(learners["critic"], CriticLearner).critics
     behavior = expect(learners["behavior"], BehaviorLearner).model
     return Generalization(
-        Known(explained(critics, own), explained(critics, new)),
+        Known(rank_correlation(critics, own), rank_correlation(critics, new)),
         Known(log_likelihood(behavior, own), log_likelihood(behavior, new)),
     )
 
 
 @torch.no_grad()
-def explained(critics: Critics, batch: Batch) -> float | None:
-    """Share of the advantages' variance that the members' mean explains."""
+def rank_correlation(critics: Critics, batch: Batch) -> float | None:
+    """Spearman's, of the members' mean with the advantages; 0 where the critics say nothing."""
     target = batch.advantages.mean(-1)
     if len(target) == 0 or bool((target == target[0]).all()):
         return None
     value = critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1).mean(0)
-    error = (value - target).square().mean()
-    return float(1 - error / target.var(correction=0))
+    found = torch.corrcoef(torch.stack([_ranks(value), _ranks(target)]))[0, 1]
+    return float(torch.nan_to_num(found))
+
+
+def _ranks(x: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Places in ascending order; equal numbers share the mean of theirs."""
+    _, which, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    ranks: Tensor = last - (counts - 1) / 2
+    return ranks[which]
 
 
 @torch.no_grad()

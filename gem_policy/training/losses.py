@@ -165,7 +165,8 @@ class _GuidedEM(torch.autograd.Function):
 
     With ``u_k = w r_k / B`` and ``z = (a - mu_k) / sigma_k``: ``alpha_k sum_j u_j - u_k`` for the
     logits, ``- u_k z / sigma_k`` for the means, ``u_k (1 - z^2)`` for the log standard deviations.
-    They are made together with the loss, whose responsibilities and z they share.
+    They are made together with the loss, whose responsibilities and z they share, and are not to be
+    differentiated again.
     """
 
     generate_vmap_rule = True  # several seeds are stacked by vmap

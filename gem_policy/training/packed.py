@@ -29,15 +29,19 @@ class PackedTransitions:
 
     def __init__(self, transitions: Replay | SharedReplay, reads: frozenset[str]) -> None:
         self._place = transitions.place
-        tables = []
+        table, start = torch.empty(0, 0), 0
         for part in transitions.parts(reads):
             fields = _fields(part)
             self._layout = [
                 (value.shape[-1] if value.dim() > 1 else 1, value.dim() == 1, len(value) > 0)
                 for value in fields
             ]
-            tables.append(_side_by_side([value for value in fields if len(value) > 0]))
-        self.table: Float[Tensor, "transitions numbers"] = torch.cat(tables)
+            rows = _side_by_side([value for value in fields if len(value) > 0])
+            if start == 0:
+                table = rows.new_empty(len(transitions), rows.shape[-1])
+            table[start : start + len(rows)] = rows
+            start += len(rows)
+        self.table: Float[Tensor, "transitions numbers"] = table
 
     def batch(self, chosen: Int[Tensor, "*part"]) -> Batch:
         """The transitions with the given numbers."""

@@ -160,11 +160,19 @@ def _train(
             shared = judge_all(shared, dataset, learners, configs)
         elif name == "actor":
             shared = weigh_all(shared, dataset, learners, configs)
-        sampler = SharedSampler(shared, configs, number)
-        update = updates_of(learner, shared, sampler, cuda_graph)
-        _run_phase(
-            learners, shared, update, configs[0], run, out, progress, log_every, save_seconds
-        )
+        if learner.step < learner.updates:
+            sampler = SharedSampler(shared, configs, number)
+            _run_phase(
+                learners,
+                shared,
+                updates_of(learner, shared, sampler, cuda_graph),
+                configs[0],
+                run,
+                out,
+                progress,
+                log_every,
+                save_seconds,
+            )
     return learners
 
 
@@ -185,7 +193,7 @@ def _run_phase(
     before = sum(lengths[phase] for phase in learners if phase != name)
     # Of all transitions, held-out ones too, so that one bound does for all seeds.
     bound = value_bound(shared.everything, config.discount)
-    start, last_save = learner.step, time.monotonic()
+    last_save = time.monotonic()
     while learner.step < learner.updates:
         due = (learner.step + 1) % log_every == 0 or learner.step + 1 == learner.updates
         metrics = update(due)
@@ -204,9 +212,7 @@ def _run_phase(
         if reading and time.monotonic() - last_save >= save_seconds:
             save_learners(run, name, learners, out)
             last_save = time.monotonic()
-    # A phase that was finished before says nothing new: the state on disk is further on.
-    if learner.step > start:
-        save_learners(run, name, learners, out)
+    save_learners(run, name, learners, out)
 
 
 def judge_all(

@@ -50,6 +50,9 @@ class SharedReplay:
     advantages: Float[Tensor, "transitions members"]
     weights: Float[Tensor, " transitions"]
 
+    def __len__(self) -> int:
+        return len(self.numbers)
+
     @property
     def device(self) -> torch.device:
         """Where the transitions lie."""

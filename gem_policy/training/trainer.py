@@ -256,6 +256,8 @@ def _train(
                 _become_clone(learners, config, told)
             critic = expect(learners["critic"], CriticLearner)
             training, held_out = guide(training, held_out, known, critic, config)
+        if learner.step == learner.updates:
+            continue  # finished before: it says nothing new, and the state on disk is further on
         best = None
         if config.patience and isinstance(learner, BehaviorLearner | ActorLearner):
             best = BestWeights(learner)
@@ -294,7 +296,7 @@ def _run_phase(
     before, total = sum(lengths[:number]), sum(lengths)
     unseen = evenly_spaced(held_out, HELD_OUT_ROWS)
     bound = value_bound(training, config.discount)
-    start, last_save = learner.step, time.monotonic()
+    last_save = time.monotonic()
     update = updates_of(learner, training, sampler, told.cuda_graph)
     while learner.step < learner.updates:
         # Early stopping may end the phase with any of its measurements.
@@ -321,12 +323,10 @@ def _run_phase(
             more = {f"best/{name}/{key}": value for key, value in kept.items()}
             save_learners(told.run, name, learners, told.out, more)
             last_save = time.monotonic()
-    # A phase that was finished before says nothing new: the state on disk is further on.
-    if learner.step > start:
-        save_learners(told.run, name, learners, told.out)
-        if isinstance(learner, BehaviorLearner | ActorLearner):
-            seen = evenly_spaced(training, USAGE_ROWS)
-            warn_of_dead_components(name, component_usage(learner.model, seen))
+    save_learners(told.run, name, learners, told.out)
+    if isinstance(learner, BehaviorLearner | ActorLearner):
+        seen = evenly_spaced(training, USAGE_ROWS)
+        warn_of_dead_components(name, component_usage(learner.model, seen))
 
 
 def _spread_metrics(spread: Mapping[str, float | None]) -> dict[str, float]:

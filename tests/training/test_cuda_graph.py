@@ -135,9 +135,9 @@ def test_a_captured_update_is_the_ordinary_one(dataset: Dataset, kind: Kind) -> 
 
 @pytest.mark.cuda
 def test_runs_with_graphs_on_cuda_are_the_ordinary_ones(dataset: Dataset, tmp_path: Path) -> None:
-    on_cuda: dict[str, Any] = {"device": "cuda"}
+    on_cuda: dict[str, Any] = {"device": "cuda", "cuda_graph": False}
     own = run(dataset, tmp_path / "a", **on_cuda)
-    _assert_close([own], [run(dataset, tmp_path / "b", cuda_graph=True, **on_cuda)])
+    _assert_close([own], [run(dataset, tmp_path / "b", device="cuda")])  # graphs, by default
     _assert_close([own], [run(dataset, tmp_path / "c")])  # nor does the device matter
     many = [
         [path.read_bytes() for path in fit_seeds(dataset, tmp_path / name, SHORT, **options)]
@@ -217,23 +217,27 @@ def test_no_loss_waits_for_the_device(dataset: Dataset, kind: Kind) -> None:
 
 
 def test_graphs_need_cuda(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="need a CUDA device, got cpu"):
+    with pytest.raises(TrainingError, match="need the current CUDA device, got cpu"):
         run(dataset, tmp_path / "run", cuda_graph=True)
-    with pytest.raises(TrainingError, match="need a CUDA device, got cpu"):
+    with pytest.raises(TrainingError, match="need the current CUDA device, got cpu"):
         fit_seeds(dataset, tmp_path / "runs", SHORT, cuda_graph=True, **SEEDS)
     assert not (tmp_path / "run").exists()
 
 
-def test_updates_are_recorded_where_they_can_be() -> None:
+def test_updates_are_recorded_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for config, device, expected in (
         (SHORT, "cuda", True),
         (SHORT, "cpu", False),
+        (SHORT, "cuda:0", True),
+        (SHORT, "cuda:1", False),
         (replace(SHORT, dropout=0.1), "cuda", False),
     ):
         assert cuda_graph.records(None, config, torch.device(device)) is expected
         assert cuda_graph.records(False, config, torch.device(device)) is False
 
 
-def test_dropout_cannot_be_recorded() -> None:
+def test_dropout_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(TrainingError, match=r"dropout=0\.1"):
         cuda_graph.check_recordable(replace(SHORT, dropout=0.1), torch.device("cuda"))
