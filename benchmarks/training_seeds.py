@@ -103,11 +103,15 @@ class Case:
             if seeds == 1:
                 sampler = Sampler(len(one), batch, 0, number)
                 self.learners[name] = single[0]
-                self.draws[name] = lambda step, of=sampler: one.batch(of(step).to(where))
+                self.draws[name] = lambda step, of=sampler, reads=single[0].reads: one.batch(
+                    of(step).to(where), reads
+                )
             else:
                 many = SharedSampler(shared, configs, number)
                 self.learners[name] = StackedLearner(single, range(seeds))
-                self.draws[name] = lambda step, of=many: shared.batch(of(step).to(where))
+                self.draws[name] = lambda step, of=many, reads=single[0].reads: shared.batch(
+                    of(step).to(where), reads
+                )
 
     def seconds(self, phase: str, updates: int) -> float:
         """Of so many updates."""
@@ -117,7 +121,7 @@ class Case:
         clock = time.perf_counter if self.device == "cuda" else time.process_time
         start = clock()
         for _ in range(updates):
-            learner.update(draw(learner.step))
+            learner.update(draw(learner.step), told=False)
         if self.device == "cuda":
             torch.cuda.synchronize()
         return clock() - start

@@ -103,7 +103,8 @@ class Stretch:
         """Seconds, and seconds of processor time, of one update: the mean over ``updates``."""
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(updates):
-            self.learner.update(self.replay.batch(self.sampler(self.learner.step)))
+            chosen = self.sampler(self.learner.step)
+            self.learner.update(self.replay.batch(chosen, self.learner.reads), told=False)
         elapsed = time.perf_counter() - start, time.process_time() - cpu
         return elapsed[0] / updates, elapsed[1] / updates
 
