@@ -206,7 +206,7 @@ def test_the_readme_says_what_was_measured() -> None:
     assert f"{table.START}\n{table.body()}\n{table.END}" in text
 
 
-def row(label: str, mean: float, **settings: int) -> dict[str, Any]:
+def row(label: str, mean: float, **settings: float) -> dict[str, Any]:
     """A row of results with a return of ``mean`` +- 1."""
     summary = {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}}
     return {"label": label, "settings": settings, "summary": summary}
@@ -214,7 +214,9 @@ def row(label: str, mean: float, **settings: int) -> dict[str, Any]:
 
 def test_a_row_of_the_table_is_a_record() -> None:
     rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
-    record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, row("GEM N=4 x", 99.4)]}
+    gem = row("GEM N=4 x", 99.4, candidates=4)
+    record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, gem]}
+    record["label"] = "as shipped"
     record["gem_updates"] = {"behavior_updates": 5, "actor_updates": 2}
     record["iql"] = {"seed": 0}
     cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
@@ -222,23 +224,28 @@ def test_a_row_of_the_table_is_a_record() -> None:
     assert table.line(record) == line
     record["iql"] = {"seed": 3}
     assert table.line(record) == line.replace("a/b", "a/b, seed 3")
+    record["label"] = "defaults"
+    assert table.line(record) == line.replace("a/b", "a/b, seed 3, before gain_kappa")
+    gem["settings"]["gain_kappa"] = None
+    assert table.line(record) == line.replace("a/b", "a/b, seed 3")
 
 
 def test_a_budget_stands_under_its_own_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
-        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
+        gain = {"gain_kappa": 2.0} if name == "b" else {}
+        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n, **gain) for n in counts]
         document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
         modes = [row("actor mode", 7.0), *[row("behavior mode", 8.0)] * (name == "b")]
         made = {**document, "rows": [*modes, *rows]}
         (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     cells = "10 [9, 11] | 40 [39, 41] |"
-    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 |"
+    assert table.budgets()[0] == "| data | starts | gain_kappa | cloning, mode | N = 1 | N = 4 |"
     assert table.budgets()[2:] == [
-        f"| a | 5 from 6 |  | {cells}",
-        f"| a, lookahead | 5 from 6 |  | {cells}",
-        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |",
-        f"| b | 5 from 6 | 8 [7, 9] | {cells}",
+        f"| a | 5 from 6 | none |  | {cells}",
+        f"| a, lookahead | 5 from 6 | none |  | {cells}",
+        "| a, seed 1 | 5 from 6 | none |  |  | 40 [39, 41] |",
+        f"| b | 5 from 6 | 2 | 8 [7, 9] | {cells}",
     ]
