@@ -106,6 +106,18 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
         ) from error
 
 
+def number_or_none(text: str) -> float | None:
+    """A number, or None where the text is ``none``.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    try:
+        return None if text == "none" else float(text)
+    except ValueError as error:
+        raise ConfigError(f"--gain-kappa takes a number or none, got {text!r}.") from error
+
+
 @app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="Shipped name, file, folder or hf://org/repo.")],
@@ -142,8 +154,7 @@ def evaluate(
 
     policy = GEMPolicy.load(name, device=device)
     if gain_kappa:
-        asked = None if gain_kappa == "none" else numbers(gain_kappa, float, "--gain-kappa")[0]
-        policy.selection = policy.selection.replace(gain_kappa=asked)
+        policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
     before = read_document(json_file) if append and json_file is not None else None
     others = dict(_pair(text) for text in compare or [])
     rows: list[ReportRow] = []

@@ -129,6 +129,22 @@ def test_the_same_evaluation_gives_the_same_returns(
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # four updates a phase
+def test_evaluate_asks_for_the_gain_that_it_is_told(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "report.json"
+    short = ["--episodes", 1, "--envs", 1, "--candidates", 4, "--json", out]
+    for text, expected in (("none", None), ("0.5", 0.5)):
+        assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", text) == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert row["settings"]["gain_kappa"] == expected
+    assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", "1,2") != 0
+    assert "--gain-kappa takes a number or none, got '1,2'" in capsys.readouterr().err
+
+
 def test_train_makes_a_policy_and_evaluate_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -255,6 +255,12 @@ def test_an_explanation_lists_every_candidate_best_first(
     for row in told.rows:
         assert row.lcb == pytest.approx(row.q_mean - selection.kappa * row.q_std, abs=1e-4)
         assert 0 <= row.support_percentile <= 100
+    q = decision.candidates.q.double().tolist()
+    kappa = selection.kappa if selection.gain_kappa is None else selection.gain_kappa
+    gains = reference.paired_bound(q, kappa)
+    assert [row.gain for row in told.rows] == pytest.approx(
+        [gains[row.candidate] for row in told.rows], abs=1e-3
+    )
 
 
 def test_an_explanation_is_a_table_and_plain_data() -> None:

@@ -10,7 +10,8 @@ and the *_budget.json there, each written by
 
 of a training with the defaults. A word between a file's first and its last says what is special
 about the run: a training seed other than 0, or `--set critic_lookahead=true --set
-value_source=critics`. Rows without `gain_kappa` were played before there was one.
+value_source=critics`; "GPU training": by `gem-policy train --seeds N --device cuda`. Rows without
+`gain_kappa` were played before there was one.
 
 Run again it changes nothing.
 """
