@@ -31,13 +31,13 @@ from gem_policy.networks import (
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dropout import dropout_generator, forward_with_dropout
 from gem_policy.training.losses import critic_loss, expectile_loss, guided_em_loss
+from gem_policy.training.pieces import in_pieces
 from gem_policy.training.precision import LossOf, lower_hidden
 from gem_policy.training.replay import FIELDS, Batch, Replay
 
 Metrics = dict[str, Tensor]
 Modules = Mapping[str, nn.Module]
 
-PIECES, SMALLEST_PIECE = 24, 2048  # of all parameters; numbers
 _DROPOUT_STREAMS = {"behavior": 0, "actor": 3}  # the phases' numbers
 
 
@@ -167,37 +167,8 @@ class Learner(abc.ABC):
                 group["lr"] = rate
 
     def make_recordable(self) -> None:
-        """Have the optimizer read its rate from the device, where a recorded update finds it.
-
-        And have it work on pieces of the parameters, in the same memory: its kernel gives a block
-        65 536 numbers of one tensor to go through, and the few blocks that come of it would be the
-        longest step of an update.
-        """
-        total = sum(parameter.numel() for parameter in self.parameters)
-        size = max(SMALLEST_PIECE, math.ceil(total / PIECES))
-        self._pieces = [torch.split(p.detach().view(-1), size) for p in self.parameters]
-        own = {id(p): i for i, p in enumerate(self.parameters)}
-        groups = [
-            {
-                **group,
-                "params": [x for p in group["params"] for x in self._pieces[own[id(p)]]],
-                "lr": torch.zeros((), device=self.parameters[0].device),
-                "capturable": True,
-            }
-            for group in self.optimizer.param_groups
-        ]
-        kind: Any = type(self.optimizer)
-        self.optimizer = kind(groups)
-        for pieces, moments in zip(self._pieces, self.moments, strict=True):
-            means, squares = (
-                torch.split(moments[name].view(-1), size) for name in ("exp_avg", "exp_avg_sq")
-            )
-            for number, (piece, mean, square) in enumerate(
-                zip(pieces, means, squares, strict=True)
-            ):
-                # The steps of the first piece are the parameter's, those of the others follow it.
-                step = moments["step"] if number == 0 else moments["step"].clone()
-                self.optimizer.state[piece] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        """Have the optimizer read its rate from the device, and work on pieces; see `in_pieces`."""
+        self.optimizer, self._pieces = in_pieces(self.optimizer, self.parameters, self.moments)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by name; the tensors are the live ones."""
