@@ -41,8 +41,11 @@ class FinishedRun:
         self.checkpoint = files.load(folder)
         self.network = self.checkpoint.config.network
         provenance = self.checkpoint.provenance
-        self.config = from_mapping(TrainConfig, provenance["train"], "train")
-        self.prepared = prepare(dataset or load(provenance["dataset_id"]), self.config, CPU)
+        # Runs from before there were weights of episodes had none.
+        told = {"episode_temperature": None, **provenance["train"]}
+        self.config = from_mapping(TrainConfig, told, "train")
+        self.dataset = dataset or load(provenance["dataset_id"])
+        self.prepared = prepare(self.dataset, self.config, CPU)
         state = read_state(folder)
         started = {name: start_learner(name, self.network, self.config, CPU) for name in JUDGES}
         for name, learner in started.items():

@@ -65,9 +65,12 @@ def _scale(advantages: Float[Tensor, "transitions members"]) -> Float[Tensor, ""
 
 
 def weigh(replay: Replay, critic: CriticLearner, config: TrainConfig) -> Replay:
-    """The same transitions with the actor's weights, by the finished critics' lower bounds."""
+    """The same transitions with the actor's weights, by the finished critics' lower bounds.
+
+    Times the weights of their whole episodes.
+    """
     (weights,) = weights_of([lower_bounds_of(replay, critic, config)], config)
-    return replace(replay, weights=weights)
+    return replace(replay, weights=replay.episode_weights * weights)
 
 
 def weigh_both(
@@ -76,7 +79,10 @@ def weigh_both(
     """`weigh` the training transitions, and the others less the same mean, with the same floor."""
     bounds = [lower_bounds_of(part, critic, config) for part in (training, held_out)]
     own, other = weights_of(bounds, config)
-    return replace(training, weights=own), replace(held_out, weights=other)
+    return (
+        replace(training, weights=training.episode_weights * own),
+        replace(held_out, weights=held_out.episode_weights * other),
+    )
 
 
 def weights_of(

@@ -41,14 +41,22 @@ class TrainConfig:
             of the action. ``"data"``: what the transition itself came to by the finished values,
             ``r + gamma V(s') - V(s)``: nothing is lost to the critics' fit, but in a world of
             chance luck counts as skill.
-        weight_max: Largest weight of a transition in the actor's loss, before the floor.
+        weight_max: Largest weight of a transition in the actor's loss, before the floor, and
+            largest of an episode.
         weight_floor: Added to every weight, as a share of the mean weight: so much of cloning is in
             the actor's loss. It keeps states alive whose advantages all look bad: 0.05 to 0.2 for
             data of one agent. Where there is a worse one too, it brings that one back.
+        episode_temperature: T_e: a transition's weight is also multiplied with exp(z / T_e), z the
+            return of its whole episode, in standard deviations. It tells which of two agents'
+            actions is better where one step does not, and needs no critics. Where chance decides
+            what an episode comes to, luck counts as skill. None: episodes weigh the same, as they
+            do in small datasets; see `gem_policy.training.episodes`.
         cautious: Where behavior model or critics do not generalize to held-out episodes (the rules
-            are in `gem_policy.training.generalization`), the actor is the behavior model (where
-            their networks differ in size, one that is trained like it), and the policy takes its
-            mode unless selection settings are given.
+            are in `gem_policy.training.generalization`), advantages weigh nothing and critics do
+            not choose: the actor is a clone of the data, in which whole episodes still have their
+            weights, and the policy takes its mode unless selection settings are given. Without
+            weights of episodes it is the behavior model (where their networks differ in size, one
+            that is trained like it).
         responsibility_floor: Smallest responsibility of a component, before renormalizing; keeps
             components alive.
         return_normalization: Divide every reward by the range of the dataset's episode returns
@@ -94,6 +102,7 @@ class TrainConfig:
     weight_source: str = "data"
     weight_max: float = 20.0
     weight_floor: float = 0.0
+    episode_temperature: float | None = 0.5
     cautious: bool = True
     responsibility_floor: float = 0.0
     return_normalization: bool = False
@@ -128,6 +137,8 @@ class TrainConfig:
         require(fits, "value_steps", self.value_steps, '1 with value_source="critics"')
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("weight_floor", self.weight_floor, "a finite number >= 0", 0, 1e9)
+        if self.episode_temperature is not None:
+            require_number("episode_temperature", self.episode_temperature, "> 0", 1e-9, 1e9)
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):
             value = getattr(self, name)

@@ -15,8 +15,10 @@ from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.episodes import effective_number
 from gem_policy.training.generalization import (
     Generalization,
+    is_behavior,
     measure,
     warn_of_poor_generalization,
 )
@@ -40,7 +42,9 @@ ROWS = 8192  # transitions evaluated at once
 def provenance_of(dataset: Dataset, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
     """What is known of a policy before it is trained."""
     rewards = {"factor": prepared.reward_factor, "shift": config.reward_shift}
-    return {**describe(dataset, config), "rewards": rewards}
+    count = effective_number(prepared.training.episode_weights)
+    episodes = {"effective_transitions": count}  # by the weights of episodes alone
+    return {**describe(dataset, config), "rewards": rewards, "episode_weights": episodes}
 
 
 def finish(
@@ -53,7 +57,7 @@ def finish(
 ) -> Checkpoint:
     """The checkpoint of finished learners, with what the data say of its models.
 
-    Where a cautious run is to be a clone, the actor's learner takes over the behavior model.
+    Where a cautious run is to be a mere clone, the actor's learner takes over the behavior model.
 
     Args:
         dataset: What was trained on.
@@ -68,7 +72,7 @@ def finish(
             too little of held-out episodes.
     """
     known, held_out = what_is_known(prepared, learners, config)
-    if known.clones(config):
+    if is_behavior(prepared.training, known, config):
         behavior = expect(learners["behavior"], BehaviorLearner)
         expect(learners["actor"], ActorLearner).become(behavior.model)
     critics = expect(learners["critic"], CriticLearner).critics

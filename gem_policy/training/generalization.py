@@ -3,14 +3,15 @@
 With few episodes a behavior model knows every action by heart and gives new ones no density, and
 critics know every transition and say nothing of new ones. Advantages then weigh transitions at
 random, the support term holds a choice to nothing, and choosing makes a good actor a bad one
-(measured: DESIGN.md). A cautious run takes note: it clones, and says so.
+(measured: DESIGN.md). A cautious run takes note: it clones, and says so. Whole episodes may still
+weigh by their returns, for which nothing has to be learned.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -125,6 +126,18 @@ def log_likelihood(behavior: MixturePolicy, batch: Batch) -> float | None:
     return float(log_prob.mean()) / batch.actions.shape[-1]
 
 
+def is_behavior(training: Replay, known: Generalization, config: TrainConfig) -> bool:
+    """Whether the actor is to be the behavior model itself: a clone of episodes that weigh alike.
+
+    Args:
+        training: What was trained on.
+        known: Of its models.
+        config: Of the run.
+    """
+    alike = bool((training.episode_weights == training.episode_weights[0]).all())
+    return known.clones(config) and alike
+
+
 def guide(
     training: Replay,
     held_out: Replay,
@@ -132,9 +145,14 @@ def guide(
     critic: CriticLearner,
     config: TrainConfig,
 ) -> tuple[Replay, Replay]:
-    """The transitions with the actor's weights: all one in a cautious run that knows too little."""
+    """The transitions with the actor's weights.
+
+    In a cautious run that knows too little, their episodes' alone.
+    """
     if known.clones(config):
-        return training, held_out
+        parts = training, held_out
+        seen, unseen = (replace(part, weights=part.episode_weights) for part in parts)
+        return seen, unseen
     return weigh_both(training, held_out, critic, config)
 
 
@@ -143,8 +161,9 @@ def warn_of_poor_generalization(found: Generalization, config: TrainConfig) -> N
     if found.enough:
         return
     done = (
-        "So the actor is a clone of the data (the behavior model), and the policy takes its mode "
-        "(candidates=1) unless told otherwise; cautious=false weighs and chooses all the same."
+        "So the actor is a clone of the data (better episodes weigh more, unless "
+        "episode_temperature is none), and the policy takes its mode (candidates=1) unless told "
+        "otherwise; cautious=false weighs and chooses all the same."
         if config.cautious
         else "The actor was weighed by these critics all the same (cautious=false)."
     )

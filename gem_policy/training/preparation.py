@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -12,6 +12,7 @@ from gem_policy.errors import TrainingError
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.episodes import episode_weights
 from gem_policy.training.memory import TRAINING, check_room
 from gem_policy.training.replay import Replay, look_ahead
 from gem_policy.training.transitions import Transitions
@@ -81,9 +82,17 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     factor = reward_factor(dataset, config)
     normalizer = ObservationNormalizer.fit(training.transitions.observations)
     scaler = action_scaler(dataset)
+    parts = training.transitions, held_out.transitions
+    weights = episode_weights(*parts, config.episode_temperature, config.weight_max)
+    seen, unseen = (
+        replace(
+            replay(part, normalizer, scaler, config, factor, device), episode_weights=own.to(device)
+        )
+        for part, own in zip(parts, weights, strict=True)
+    )
     return Prepared(
-        training=replay(training.transitions, normalizer, scaler, config, factor, device),
-        held_out=replay(held_out.transitions, normalizer, scaler, config, factor, device),
+        training=seen,
+        held_out=unseen,
         normalizer=normalizer,
         scaler=scaler,
         reward_factor=factor,
@@ -145,5 +154,6 @@ def replay(
         ahead_discounts=discounts.to(device),
         ahead_rows=(index + taken).to(device),
         advantages=torch.empty(len(data), 0, device=device),
+        episode_weights=torch.ones(len(data), device=device),
         weights=torch.ones(len(data), device=device),
     )

@@ -68,6 +68,7 @@ class Replay:
         ahead_discounts: What the value after them is multiplied with.
         ahead_rows: Row of the observation after them.
         advantages: What the critics are fitted to; no columns until the values are known.
+        episode_weights: Weight of each transition's whole episode.
         weights: Weight of each transition in the actor's loss; ones until the critics are known.
         unit: What the advantages were divided by; 1 until the values are known.
     """
@@ -81,6 +82,7 @@ class Replay:
     ahead_discounts: Float[Tensor, " transitions"]
     ahead_rows: Int[Tensor, " transitions"]
     advantages: Float[Tensor, "transitions members"]
+    episode_weights: Float[Tensor, " transitions"]
     weights: Float[Tensor, " transitions"]
     unit: float = 1.0
 

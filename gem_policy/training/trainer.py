@@ -30,7 +30,7 @@ from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
-from gem_policy.training.generalization import guide, measure
+from gem_policy.training.generalization import guide, is_behavior, measure
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -252,7 +252,7 @@ def _train(
             learner.begin(value, training)
         elif isinstance(learner, ActorLearner):
             known = measure(training, held_out, learners)
-            if known.clones(config):
+            if is_behavior(training, known, config):
                 _become_clone(learners, config, told)
             critic = expect(learners["critic"], CriticLearner)
             training, held_out = guide(training, held_out, known, critic, config)

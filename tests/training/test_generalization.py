@@ -37,7 +37,9 @@ CAUTIOUS = replace(SHORT, cautious=True)
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A handful of transitions, whose episodes may have weights all the same."""
+    monkeypatch.setattr("gem_policy.training.episodes.LEAST_TRANSITIONS", 1)
     return random_dataset(tmp_path / "data", [9] * 5)
 
 
@@ -164,7 +166,8 @@ def test_a_cautious_run_weighs_only_by_what_is_known(dataset: Dataset) -> None:
         critic = critics_of(learners)
         got, unseen = guide(answered(training, learners), held, found, critic, config)
         if cautious and not known:
-            assert bool((got.weights == 1).all()) and bool((unseen.weights == 1).all())
+            assert torch.equal(got.weights, training.episode_weights)
+            assert torch.equal(unseen.weights, held_out.episode_weights)
         else:
             assert torch.equal(got.weights, weighed[0].weights)
             assert not bool((unseen.weights == 1).all())
@@ -199,18 +202,21 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+@pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize("cautious", [True, False])
 def test_a_cautious_run_without_knowledge_is_cloning(
-    cautious: bool, dataset: Dataset, tmp_path: Path
+    cautious: bool, temperature: float | None, dataset: Dataset, tmp_path: Path
 ) -> None:
-    config = replace(SHORT, cautious=cautious)
+    """It is the behavior model, unless better episodes weigh more."""
+    config = replace(SHORT, cautious=cautious, episode_temperature=temperature)
+    copies = cautious and temperature is None
     told: list[Progress] = []
     first = run(dataset, tmp_path / "one", config=config, progress=told.append)
     fit_seeds(dataset, tmp_path / "many", config, seeds=2, network=TINY)
     for folder in (tmp_path / "one", tmp_path / "many" / "seed-0", tmp_path / "many" / "seed-1"):
-        assert same(parts_of(folder, "actor"), parts_of(folder, "behavior")) == cautious
+        assert same(parts_of(folder, "actor"), parts_of(folder, "behavior")) == copies
     actor = [now.step for now in told if now.phase == "actor"]
-    assert actor == ([12] if cautious else list(range(1, 13))) and told[-1].done == told[-1].total
+    assert actor == ([12] if copies else list(range(1, 13))) and told[-1].done == told[-1].total
     # Called again it is finished, and trains nothing.
     again: list[Progress] = []
     assert run(dataset, tmp_path / "one", config=config, progress=again.append) == first

@@ -97,6 +97,7 @@ def test_a_known_system_is_learned(ends: bool) -> None:
         ahead_discounts=torch.ones(count),
         ahead_rows=places + 1,
         advantages=torch.zeros(count, 2),
+        episode_weights=torch.ones(count),
         weights=torch.ones(count),
     )
     config = TrainConfig(

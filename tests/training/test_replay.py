@@ -145,6 +145,7 @@ def test_settings_out_of_range_are_named() -> None:
         "critic_lr": math.nan,
         "weight_max": 0.5,
         "weight_floor": -0.1,
+        "episode_temperature": 0.0,
         "holdout": 0.9,
         "responsibility_floor": -0.1,
         "value_steps": 0,

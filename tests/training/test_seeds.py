@@ -94,8 +94,14 @@ def run(dataset: Dataset, out: Path, config: TrainConfig = SHORT, **kwargs: Any)
     [("critics", 1, False), ("data", 3, False), ("data", 1, True)],
 )
 def test_each_seed_is_the_run_that_it_is_alone(
-    dataset: Dataset, tmp_path: Path, source: str, value_steps: int, lookahead: bool
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    value_steps: int,
+    lookahead: bool,
 ) -> None:
+    monkeypatch.setattr("gem_policy.training.episodes.LEAST_TRANSITIONS", 1)
     config = replace(SHORT, value_source=source, weight_source=source, value_steps=value_steps)
     network = {**TINY, "critic_lookahead": lookahead}
     if value_steps > 1:  # the other phases are shorter, and other options are on
@@ -121,6 +127,8 @@ def test_each_seed_is_the_run_that_it_is_alone(
         }
         assert got.provenance == {**expected.provenance, **rounded}
         assert got.provenance["train"]["seed"] == seed
+        effective = got.provenance["episode_weights"]["effective_transitions"]
+        assert 1 < effective < 0.99 * got.provenance["dataset_steps"] * (1 - config.holdout)
         for name, tensor in expected.tensors.items():
             torch.testing.assert_close(got.tensors[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
         for mine, theirs in zip(told, alone, strict=True):

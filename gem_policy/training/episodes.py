@@ -1,0 +1,128 @@
+"""Weights of whole episodes by their returns: what one step's advantage does not see.
+
+State values look some hundred steps ahead, and the better of two agents is in states of its own
+before that: a one-step advantage hardly tells in the states that both come through, such as an
+episode's first, whose action is the better agent's. The episode's return does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gem_policy.training.losses import advantage_weights
+from gem_policy.training.transitions import Transitions
+
+LEAST_TRANSITIONS = 10_000  # effective number that the weights leave
+WARMER = 2**0.25  # factor on a temperature that leaves fewer
+ROUNDING = 1e-6  # of float32 rewards, in a return: what is smaller is no difference
+PENALTIES = (*(10.0**k for k in range(-3, 4)), float("inf"))  # of the ridge regression; inf: a mean
+
+
+@dataclass(frozen=True)
+class StartBaseline:
+    """What an episode's return is expected to be, by a linear function of how it starts.
+
+    A task that starts far from its goal has lower returns whoever acts. The penalty is the one with
+    the smallest leave-one-out error, an infinite one, which leaves the mean, among them.
+
+    Attributes:
+        center: Mean of the starts.
+        slope: Return per unit of a start.
+        level: Mean of the returns.
+    """
+
+    center: Float[Tensor, " obs"]
+    slope: Float[Tensor, " obs"]
+    level: Float[Tensor, ""]
+
+    def __call__(self, starts: Float[Tensor, "episodes obs"]) -> Float[Tensor, " episodes"]:
+        """The expected returns of other episodes, float64."""
+        return self.level + (starts.double() - self.center) @ self.slope
+
+
+def fit_baseline(
+    starts: Float[Tensor, "episodes obs"], returns: Float[Tensor, " episodes"]
+) -> tuple[StartBaseline, Float[Tensor, " episodes"]]:
+    """The baseline, and each episode's return less what the others' baseline expects of it.
+
+    Ridge regression on starts in standard deviations, its leave-one-out errors in closed form:
+    ``residual / (1 - leverage)``.
+    """
+    x, y = starts.double(), returns.double()
+    center, level, count = x.mean(0), y.mean(), len(y)
+    spread = x.std(0, correction=0)
+    scale = torch.where(spread > 0, spread, 1.0)
+    u, s, v = torch.linalg.svd((x - center) / scale, full_matrices=False)
+    along = u.T @ (y - level)
+    best, slope, errors = float("inf"), torch.zeros_like(center), torch.zeros_like(y)
+    for penalty in PENALTIES:
+        kept = s.square() / (s.square() + penalty * count)
+        leverage = (1 / count + u.square() @ kept).clamp(max=1 - 1e-9)
+        left_out = (y - level - u @ (kept * along)) / (1 - leverage)
+        error = float(left_out.square().mean())
+        if error < best:
+            best, errors = error, left_out
+            slope = v.T @ (s / (s.square() + penalty * count) * along) / scale
+    return StartBaseline(center, slope, level), errors
+
+
+def episode_weights(
+    training: Transitions, held_out: Transitions, temperature: float | None, weight_max: float
+) -> tuple[Float[Tensor, " transitions"], Float[Tensor, " held_out"]]:
+    """Weight of every transition by the return of its episode, the same throughout the episode.
+
+    ``min(exp(z / T), w_max)``, z the undiscounted return less a baseline of the first observation
+    (`fit_baseline`), in its standard deviations over the training episodes; held-out episodes are
+    told by the same baseline and deviation. The weights of Hong et al. (arXiv 2306.13085), who
+    sample by them; the baseline and where they apply are our choices.
+
+    Args:
+        training: Of the episodes to train on.
+        held_out: Of the others.
+        temperature: T; None: all weights are 1. Where it would leave fewer than 10 000
+            effective transitions, ``(sum w)^2 / sum w^2``, a larger one is taken: of few
+            demonstrations all are needed.
+        weight_max: The largest weight.
+
+    Returns:
+        The weights of both. All are 1 where all returns are the same, where there are no more than
+        10 000 transitions to train on, and where every episode is a single step: its return is
+        the transition's own advantage, which weighs it already.
+    """
+    parts = training, held_out
+    ones = [torch.ones_like(part.rewards) for part in parts]
+    few = len(training) <= LEAST_TRANSITIONS
+    if temperature is None or few or int(training.lengths.max()) == 1:
+        return ones[0], ones[1]
+    starts, returns = zip(*(_beginnings(part) for part in parts), strict=True)
+    baseline, own = fit_baseline(starts[0], returns[0])
+    unit = own.std(correction=0)
+    if not float(unit) > ROUNDING * float(returns[0].abs().max()):
+        return ones[0], ones[1]
+    others = returns[1] - baseline(starts[1])
+    while True:
+        found = [
+            advantage_weights(z / unit, temperature, weight_max).float()[part.episode]
+            for z, part in zip((own, others), parts, strict=True)
+        ]
+        if effective_number(found[0]) >= LEAST_TRANSITIONS:
+            return found[0], found[1]
+        temperature *= WARMER
+
+
+def effective_number(weights: Float[Tensor, " transitions"]) -> float:
+    """How many transitions of equal weight would average as well: ``(sum w)^2 / sum w^2``."""
+    wide = weights.double()
+    return float(wide.sum().square() / wide.square().sum())
+
+
+def _beginnings(
+    data: Transitions,
+) -> tuple[Float[Tensor, "episodes obs"], Float[Tensor, " episodes"]]:
+    """First observation and return of every episode."""
+    first = torch.cumsum(data.lengths + 1, 0) - data.lengths - 1
+    return data.observations[first], data.returns
