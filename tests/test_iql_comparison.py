@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -224,28 +225,35 @@ def test_a_row_of_the_table_is_a_record() -> None:
     assert table.line(record) == line
     record["iql"] = {"seed": 3}
     assert table.line(record) == line.replace("a/b", "a/b, seed 3")
-    record["label"] = "defaults"
-    assert table.line(record) == line.replace("a/b", "a/b, seed 3, before gain_kappa")
-    gem["settings"]["gain_kappa"] = None
-    assert table.line(record) == line.replace("a/b", "a/b, seed 3")
+
+
+def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
+    own = asdict(TrainConfig(seed=7))
+    assert table.with_defaults({"train": own})
+    assert not table.with_defaults({"train": None})
+    for name in set(own) - {"seed"}:
+        assert not table.with_defaults({"train": {k: v for k, v in own.items() if k != name}})
+        assert not table.with_defaults({"train": {**own, name: "another"}})
 
 
 def test_a_budget_stands_under_its_own_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
-        gain = {"gain_kappa": 2.0} if name == "b" else {}
-        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n, **gain) for n in counts]
-        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
+        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
+        train = asdict(TrainConfig(seed=len(name)))
+        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6, "train": train}
         modes = [row("actor mode", 7.0), *[row("behavior mode", 8.0)] * (name == "b")]
         made = {**document, "rows": [*modes, *rows]}
         (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
+    other = {**made, "train": {**train, "discount": 0.5}}
+    (tmp_path / "c_budget.json").write_text(json.dumps(other))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     cells = "10 [9, 11] | 40 [39, 41] |"
-    assert table.budgets()[0] == "| data | starts | gain_kappa | cloning, mode | N = 1 | N = 4 |"
+    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 |"
     assert table.budgets()[2:] == [
-        f"| a | 5 from 6 | none |  | {cells}",
-        f"| a, lookahead | 5 from 6 | none |  | {cells}",
-        "| a, seed 1 | 5 from 6 | none |  |  | 40 [39, 41] |",
-        f"| b | 5 from 6 | 2 | 8 [7, 9] | {cells}",
+        f"| a | 5 from 6 |  | {cells}",
+        f"| a, lookahead | 5 from 6 |  | {cells}",
+        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |",
+        f"| b | 5 from 6 | 8 [7, 9] | {cells}",
     ]

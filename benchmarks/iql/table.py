@@ -5,13 +5,12 @@
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
 and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 120000 --batched --baselines
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 130000 --batched --baselines
                             --candidates 1,4,16,64 --json FILE
 
-of a training with the defaults. A word between a file's first and its last says what is special
-about the run: a training seed other than 0, or `--set critic_lookahead=true --set
-value_source=critics`; "GPU training": by `gem-policy train --seeds N --device cuda`. Rows without
-`gain_kappa` were played before there was one.
+A word between a file's first and its last says what is special about the run, such as a training
+seed other than 0. Of both only trainings with today's defaults, all settings but the seed, are
+shown: what was made with earlier ones stays on record.
 
 Run again it changes nothing.
 """
@@ -19,8 +18,11 @@ Run again it changes nothing.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from gem_policy.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,10 +52,6 @@ def line(record: dict[str, Any]) -> str:
     numbers = [f"{record['updates']}", phases(record["gem_updates"])]
     seed = record["iql"]["seed"]  # of both trainings
     name = name_of(record["dataset_id"]) + (f", seed {seed}" if seed else "")
-    gem = next(r for r in record["rows"] if r["label"].startswith("GEM"))
-    chooses = gem["settings"]["candidates"] > 1 and record["label"].startswith("defaults")
-    if chooses and "gain_kappa" not in gem["settings"]:
-        name += ", before gain_kappa"
     return " | ".join([f"| {name}", *numbers, *cells]) + " |"
 
 
@@ -68,26 +66,30 @@ def name_of(dataset_id: str) -> str:
     return dataset_id.removeprefix("gem/").removesuffix("-v0")
 
 
+def with_defaults(document: dict[str, Any]) -> bool:
+    """Whether what was played was trained with today's defaults."""
+    train = document.get("train")
+    return train is not None and train == asdict(TrainConfig(seed=train["seed"]))
+
+
 def budgets() -> list[str]:
     """Cloning's mode and returns over N: a line of a table for every ``*_budget.json``."""
-    paths = sorted(RESULTS.glob("*_budget.json"))
-    documents = [json.loads(path.read_text()) for path in paths]
+    read = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_budget.json"))}
+    shown = {path: document for path, document in read.items() if with_defaults(document)}
+    paths, documents = list(shown), list(shown.values())
     curves = [
         {r["settings"]["candidates"]: r for r in document["rows"] if r["label"].startswith("GEM")}
         for document in documents
     ]
     counts = sorted(set().union(*curves))
     lines = [
-        "| data | starts | gain_kappa | cloning, mode | "
-        f"{' | '.join(f'N = {n}' for n in counts)} |",
-        "| --- " * (4 + len(counts)) + "|",
+        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} |",
+        "| --- " * (3 + len(counts)) + "|",
     ]
     for path, document, curve in zip(paths, documents, curves, strict=True):
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
         what = ", ".join([name_of(document["dataset_id"]), *special])
         of = [what, f"{document['episodes']} from {document['seed']}"]
-        gains = {row["settings"].get("gain_kappa") for row in curve.values()}
-        of.append(", ".join("none" if gain is None else f"{gain:g}" for gain in gains))
         mode = [interval(row) for row in document["rows"] if row["label"] == "behavior mode"]
         cells = mode or [""]
         cells += [interval(curve[n]) if n in curve else "" for n in counts]
@@ -98,7 +100,12 @@ def budgets() -> list[str]:
 def body() -> str:
     """Both tables."""
     records = json.loads((RESULTS / "iql.json").read_text())["records"]
-    shown = [r for r in records if r["label"].startswith(("defaults", "as shipped"))]
+    shown = [
+        r
+        for r in records
+        if r["label"].startswith("as shipped")
+        or (r["label"].startswith("defaults") and with_defaults(r))
+    ]
     episodes, seed = shown[0]["episodes"], shown[0]["seed"]
     return "\n".join(
         [

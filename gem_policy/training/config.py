@@ -138,7 +138,9 @@ class TrainConfig:
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
         require_number("weight_floor", self.weight_floor, "a finite number >= 0", 0, 1e9)
         if self.episode_temperature is not None:
-            require_number("episode_temperature", self.episode_temperature, "> 0", 1e-9, 1e9)
+            require_number(
+                "episode_temperature", self.episode_temperature, "> 0, or None (null)", 1e-9, 1e9
+            )
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):
             value = getattr(self, name)

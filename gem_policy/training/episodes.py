@@ -16,10 +16,10 @@ from torch import Tensor
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.transitions import Transitions
 
-LEAST_TRANSITIONS = 10_000  # effective number that the weights leave
+LEAST_TRANSITIONS = 10_000.0  # effective number that the weights leave
 WARMER = 2**0.25  # factor on a temperature that leaves fewer
 ROUNDING = 1e-6  # of float32 rewards, in a return: what is smaller is no difference
-PENALTIES = (*(10.0**k for k in range(-3, 4)), float("inf"))  # of the ridge regression; inf: a mean
+PENALTIES = (float("inf"), *(10.0**k for k in range(3, -4, -1)))  # of the regression; inf: a mean
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class StartBaseline:
     """What an episode's return is expected to be, by a linear function of how it starts.
 
     A task that starts far from its goal has lower returns whoever acts. The penalty is the one with
-    the smallest leave-one-out error, an infinite one, which leaves the mean, among them.
+    the smallest leave-one-out error, if that is smaller than the mean's by more than a standard
+    error; else it is infinite, which leaves the mean: with few episodes a slope is soon found.
 
     Attributes:
         center: Mean of the starts.
@@ -58,20 +59,28 @@ def fit_baseline(
     scale = torch.where(spread > 0, spread, 1.0)
     u, s, v = torch.linalg.svd((x - center) / scale, full_matrices=False)
     along = u.T @ (y - level)
-    best, slope, errors = float("inf"), torch.zeros_like(center), torch.zeros_like(y)
+    # An infinite penalty is tried first.
+    slope, errors, mean_errors = torch.zeros_like(center), y, y
     for penalty in PENALTIES:
         kept = s.square() / (s.square() + penalty * count)
         leverage = (1 / count + u.square() @ kept).clamp(max=1 - 1e-9)
         left_out = (y - level - u @ (kept * along)) / (1 - leverage)
-        error = float(left_out.square().mean())
-        if error < best:
-            best, errors = error, left_out
+        if penalty == PENALTIES[0]:
+            errors = mean_errors = left_out
+        gain = mean_errors.square() - left_out.square()
+        better = float(left_out.square().mean()) < float(errors.square().mean())
+        if better and float(gain.mean()) > float(gain.std()) / count**0.5:
+            errors = left_out
             slope = v.T @ (s / (s.square() + penalty * count) * along) / scale
     return StartBaseline(center, slope, level), errors
 
 
 def episode_weights(
-    training: Transitions, held_out: Transitions, temperature: float | None, weight_max: float
+    training: Transitions,
+    held_out: Transitions,
+    temperature: float | None,
+    weight_max: float,
+    least: float = LEAST_TRANSITIONS,
 ) -> tuple[Float[Tensor, " transitions"], Float[Tensor, " held_out"]]:
     """Weight of every transition by the return of its episode, the same throughout the episode.
 
@@ -83,19 +92,19 @@ def episode_weights(
     Args:
         training: Of the episodes to train on.
         held_out: Of the others.
-        temperature: T; None: all weights are 1. Where it would leave fewer than 10 000
-            effective transitions, ``(sum w)^2 / sum w^2``, a larger one is taken: of few
-            demonstrations all are needed.
+        temperature: T; None: all weights are 1.
         weight_max: The largest weight.
+        least: Where the temperature would leave fewer effective transitions, ``(sum w)^2 / sum
+            w^2``, a larger one is taken: of few demonstrations all are needed.
 
     Returns:
         The weights of both. All are 1 where all returns are the same, where there are no more than
-        10 000 transitions to train on, and where every episode is a single step: its return is
+        ``least`` transitions to train on, and where every episode is a single step: its return is
         the transition's own advantage, which weighs it already.
     """
     parts = training, held_out
     ones = [torch.ones_like(part.rewards) for part in parts]
-    few = len(training) <= LEAST_TRANSITIONS
+    few = len(training) <= least
     if temperature is None or few or int(training.lengths.max()) == 1:
         return ones[0], ones[1]
     starts, returns = zip(*(_beginnings(part) for part in parts), strict=True)
@@ -109,7 +118,7 @@ def episode_weights(
             advantage_weights(z / unit, temperature, weight_max).float()[part.episode]
             for z, part in zip((own, others), parts, strict=True)
         ]
-        if effective_number(found[0]) >= LEAST_TRANSITIONS:
+        if effective_number(found[0]) >= least:
             return found[0], found[1]
         temperature *= WARMER
 

@@ -161,8 +161,8 @@ def warn_of_poor_generalization(found: Generalization, config: TrainConfig) -> N
     if found.enough:
         return
     done = (
-        "So the actor is a clone of the data (better episodes weigh more, unless "
-        "episode_temperature is none), and the policy takes its mode (candidates=1) unless told "
+        "So the actor is a clone of the data, in which at most whole episodes have weights "
+        "(episode_temperature), and the policy takes its mode (candidates=1) unless told "
         "otherwise; cautious=false weighs and chooses all the same."
         if config.cautious
         else "The actor was weighed by these critics all the same (cautious=false)."

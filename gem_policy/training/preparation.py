@@ -12,7 +12,7 @@ from gem_policy.errors import TrainingError
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.episodes import episode_weights
+from gem_policy.training.episodes import LEAST_TRANSITIONS, episode_weights
 from gem_policy.training.memory import TRAINING, check_room
 from gem_policy.training.replay import Replay, look_ahead
 from gem_policy.training.transitions import Transitions
@@ -83,7 +83,9 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     normalizer = ObservationNormalizer.fit(training.transitions.observations)
     scaler = action_scaler(dataset)
     parts = training.transitions, held_out.transitions
-    weights = episode_weights(*parts, config.episode_temperature, config.weight_max)
+    weights = episode_weights(
+        *parts, config.episode_temperature, config.weight_max, LEAST_TRANSITIONS
+    )
     seen, unseen = (
         replace(
             replay(part, normalizer, scaler, config, factor, device), episode_weights=own.to(device)

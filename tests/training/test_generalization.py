@@ -39,7 +39,7 @@ CAUTIOUS = replace(SHORT, cautious=True)
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """A handful of transitions, whose episodes may have weights all the same."""
-    monkeypatch.setattr("gem_policy.training.episodes.LEAST_TRANSITIONS", 1)
+    monkeypatch.setattr("gem_policy.training.preparation.LEAST_TRANSITIONS", 1)
     return random_dataset(tmp_path / "data", [9] * 5)
 
 

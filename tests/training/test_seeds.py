@@ -101,7 +101,7 @@ def test_each_seed_is_the_run_that_it_is_alone(
     value_steps: int,
     lookahead: bool,
 ) -> None:
-    monkeypatch.setattr("gem_policy.training.episodes.LEAST_TRANSITIONS", 1)
+    monkeypatch.setattr("gem_policy.training.preparation.LEAST_TRANSITIONS", 1)
     config = replace(SHORT, value_source=source, weight_source=source, value_steps=value_steps)
     network = {**TINY, "critic_lookahead": lookahead}
     if value_steps > 1:  # the other phases are shorter, and other options are on
