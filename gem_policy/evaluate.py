@@ -1,7 +1,8 @@
 """Scoring a policy in its environment, by Stable-Baselines3's own ``evaluate_policy``.
 
 Every row of a report is played on the same starts: environment i is seeded with seed + i and plays
-the same number of episodes whatever acts in it.
+the same number of episodes whatever acts in it. Episodes are told in the order of their starts, not
+in that in which they ended, so that two rows can be compared start by start.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class EpisodeRecords:
-    """What happened, episode by episode.
+    """What happened, episode by episode, in the order of their starts.
+
+    First the first episode of every environment, then the second of those that play one.
 
     Attributes:
         returns: Undiscounted sum of rewards.
@@ -113,13 +116,20 @@ class ReportRow:
 
 
 class _Watcher:
-    """`evaluate_policy`'s callback: notes the first success of every episode."""
+    """`evaluate_policy`'s callback: notes the first success of every episode, and which it was."""
 
     def __init__(self, envs: int) -> None:
         self.first: list[int | None] = [None] * envs
         self.told = False
         self.successes: list[bool] = []
         self.steps: list[int] = []
+        self._played = [0] * envs
+        self._episodes: list[tuple[int, int]] = []  # which of its environment's, and which that is
+
+    def in_order(self, values: Sequence[Any]) -> list[Any]:
+        """What was told as episodes ended, in the order of their starts."""
+        order = sorted(range(len(values)), key=self._episodes.__getitem__)
+        return [values[k] for k in order]
 
     def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> None:
         i, info = local["i"], local["info"]
@@ -133,6 +143,8 @@ class _Watcher:
             self.successes.append(first is not None)
             self.steps.append(length if first is None else first)
             self.first[i] = None
+            self._episodes.append((self._played[i], i))
+            self._played[i] += 1
 
 
 def rollout(
@@ -196,10 +208,10 @@ def rollout(
     median, high = np.percentile(timings, [50, 99])
     told = watcher.told
     return EpisodeRecords(
-        [float(r) for r in returns],  # type: ignore[union-attr]
-        [int(n) for n in lengths],  # type: ignore[union-attr]
-        watcher.successes if told else [],
-        watcher.steps if told else [],
+        [float(r) for r in watcher.in_order(returns)],  # type: ignore[arg-type]
+        [int(n) for n in watcher.in_order(lengths)],  # type: ignore[arg-type]
+        watcher.in_order(watcher.successes) if told else [],
+        watcher.in_order(watcher.steps) if told else [],
         float(median),
         float(high),
     )

@@ -74,6 +74,16 @@ def test_every_environment_starts_from_a_seed_of_its_own() -> None:
     assert sorted(records.returns) == [40, 40, 41, 41, 42, 42]
 
 
+def test_episodes_are_told_in_the_order_of_their_starts() -> None:
+    """Not in that of their ends: the short ones would come first, whoever acts."""
+    lengths = iter((5, 2, 3, 1))
+    made = lambda: ScriptedEnv(rewards=[1.0] * next(lengths), success_at=1)  # noqa: E731
+    records = play(made, episodes=10, envs=4, seed=40)
+    assert records.lengths == [5, 2, 3, 1, 5, 2, 3, 1, 3, 1]
+    assert records.returns == records.lengths
+    assert records.steps_to_success == [min(n, 1) for n in records.lengths]
+
+
 def test_no_more_environments_are_made_than_there_are_episodes() -> None:
     count = 0
 
