@@ -35,17 +35,17 @@ class FinishedRun:
     Args:
         folder: Of a finished `gem-policy train`.
         dataset: Its dataset, where it is at hand already.
+        changes: Training settings of the actor's phase that are not to be the run's.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset | None = None) -> None:
+    def __init__(self, folder: Path, dataset: Dataset | None = None, **changes: Any) -> None:
         self.checkpoint = files.load(folder)
         self.network = self.checkpoint.config.network
         provenance = self.checkpoint.provenance
         # Runs from before there were weights of episodes had none.
-        told = {"episode_temperature": None, **provenance["train"]}
+        told = {"episode_temperature": None, **provenance["train"], **changes}
         self.config = from_mapping(TrainConfig, told, "train")
-        self.dataset = dataset or load(provenance["dataset_id"])
-        self.prepared = prepare(self.dataset, self.config, CPU)
+        self.prepared = prepare(dataset or load(provenance["dataset_id"]), self.config, CPU)
         state = read_state(folder)
         started = {name: start_learner(name, self.network, self.config, CPU) for name in JUDGES}
         for name, learner in started.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from fakes import BOX, GOAL, sample, tiny_policy
 from layout import ROOT
 from small_datasets import GOALS, random_episode, slow_transitions, write_dataset
 
+from gem_policy.config import NetworkConfig
 from gem_policy.errors import CheckpointError, ConfigError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import load
@@ -228,12 +230,25 @@ def test_a_row_of_the_table_is_a_record() -> None:
 
 
 def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
-    own = asdict(TrainConfig(seed=7))
-    assert table.with_defaults({"train": own})
-    assert not table.with_defaults({"train": None})
-    for name in set(own) - {"seed"}:
-        assert not table.with_defaults({"train": {k: v for k, v in own.items() if k != name}})
-        assert not table.with_defaults({"train": {**own, name: "another"}})
+    own: dict[str, Any] = {
+        "train": asdict(TrainConfig(seed=7)),
+        "network": json.loads(json.dumps(asdict(NetworkConfig(3, 2)))),
+    }
+    assert table.with_defaults(own)
+    for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):
+        assert not table.with_defaults({**own, part: None})
+        for name in set(own[part]) - free:
+            less = {k: v for k, v in own[part].items() if k != name}
+            assert not table.with_defaults({**own, part: less})
+            assert not table.with_defaults({**own, part: {**own[part], name: "another"}})
+
+
+def test_a_gain_is_a_difference_of_means_with_its_standard_error() -> None:
+    returns = {1: [1.0, 3.0, 5.0, 7.0], 16: [10.0, 10.0, 10.0, 30.0], 64: [0.0]}
+    curve = {n: {"episodes": {"return": x}} for n, x in returns.items()}
+    error = math.sqrt((20 / 3) / 4 + 100 / 4)
+    assert table.gain(curve) == f"+11 ± {error:.0f}"
+    assert table.gain({1: curve[1], 64: curve[64]}) == ""
 
 
 def test_a_budget_stands_under_its_own_count(
@@ -242,7 +257,9 @@ def test_a_budget_stands_under_its_own_count(
     for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
         rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
         train = asdict(TrainConfig(seed=len(name)))
-        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6, "train": train}
+        network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
+        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
+        document |= {"train": train, "network": network}
         modes = [row("actor mode", 7.0), *[row("behavior mode", 8.0)] * (name == "b")]
         made = {**document, "rows": [*modes, *rows]}
         (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
@@ -250,10 +267,10 @@ def test_a_budget_stands_under_its_own_count(
     (tmp_path / "c_budget.json").write_text(json.dumps(other))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     cells = "10 [9, 11] | 40 [39, 41] |"
-    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 |"
+    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 | 16 less 1 |"
     assert table.budgets()[2:] == [
-        f"| a | 5 from 6 |  | {cells}",
-        f"| a, lookahead | 5 from 6 |  | {cells}",
-        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |",
-        f"| b | 5 from 6 | 8 [7, 9] | {cells}",
+        f"| a | 5 from 6 |  | {cells}  |",
+        f"| a, lookahead | 5 from 6 |  | {cells}  |",
+        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |  |",
+        f"| b | 5 from 6 | 8 [7, 9] | {cells}  |",
     ]

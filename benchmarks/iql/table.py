@@ -22,6 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gem_policy.config import NetworkConfig
 from gem_policy.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -67,9 +70,26 @@ def name_of(dataset_id: str) -> str:
 
 
 def with_defaults(document: dict[str, Any]) -> bool:
-    """Whether what was played was trained with today's defaults."""
-    train = document.get("train")
-    return train is not None and train == asdict(TrainConfig(seed=train["seed"]))
+    """Whether what was played was trained with today's defaults, networks included."""
+    train, network = document.get("train"), document.get("network")
+    if train is None or network is None:
+        return False
+    default = asdict(NetworkConfig(network["observation_size"], network["action_size"]))
+    same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
+    return same and train == asdict(TrainConfig(seed=train["seed"]))
+
+
+def gain(curve: dict[int, dict[str, Any]]) -> str:
+    """Mean return with N = 16 less that with N = 1, and the standard error of the difference.
+
+    Of two independent means: older records tell episodes in the order of their ends, and cannot be
+    compared start by start.
+    """
+    if not {1, 16} <= set(curve):
+        return ""
+    one, many = (np.array(curve[n]["episodes"]["return"]) for n in (1, 16))
+    error = float(np.hypot(*(x.std(ddof=1) / len(x) ** 0.5 for x in (one, many))))
+    return f"{many.mean() - one.mean():+.0f} ± {error:.0f}"
 
 
 def budgets() -> list[str]:
@@ -83,8 +103,8 @@ def budgets() -> list[str]:
     ]
     counts = sorted(set().union(*curves))
     lines = [
-        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} |",
-        "| --- " * (3 + len(counts)) + "|",
+        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} | 16 less 1 |",
+        "| --- " * (4 + len(counts)) + "|",
     ]
     for path, document, curve in zip(paths, documents, curves, strict=True):
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
@@ -93,7 +113,7 @@ def budgets() -> list[str]:
         mode = [interval(row) for row in document["rows"] if row["label"] == "behavior mode"]
         cells = mode or [""]
         cells += [interval(curve[n]) if n in curve else "" for n in counts]
-        lines.append(f"| {' | '.join([*of, *cells])} |")
+        lines.append(f"| {' | '.join([*of, *cells, gain(curve)])} |")
     return lines
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from gem_policy.training.losses import advantage_weights
 from gem_policy.training.transitions import Transitions
 
-LEAST_TRANSITIONS = 10_000.0  # effective number that the weights leave
+LEAST_TRANSITIONS = 10_000.0  # effective number that the weights of a run leave
 WARMER = 2**0.25  # factor on a temperature that leaves fewer
 ROUNDING = 1e-6  # of float32 rewards, in a return: what is smaller is no difference
-PENALTIES = (float("inf"), *(10.0**k for k in range(3, -4, -1)))  # of the regression; inf: a mean
+PENALTIES = tuple(10.0**k for k in range(-3, 4))  # of the ridge regression
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,23 @@ def fit_baseline(
     scale = torch.where(spread > 0, spread, 1.0)
     u, s, v = torch.linalg.svd((x - center) / scale, full_matrices=False)
     along = u.T @ (y - level)
-    # An infinite penalty is tried first.
-    slope, errors, mean_errors = torch.zeros_like(center), y, y
-    for penalty in PENALTIES:
-        kept = s.square() / (s.square() + penalty * count)
+
+    def fit(penalty: float) -> tuple[Tensor, Tensor]:
+        """Slope and leave-one-out errors."""
+        damped = s.square() + penalty * count
+        kept = s.square() / damped
         leverage = (1 / count + u.square() @ kept).clamp(max=1 - 1e-9)
-        left_out = (y - level - u @ (kept * along)) / (1 - leverage)
-        if penalty == PENALTIES[0]:
-            errors = mean_errors = left_out
-        gain = mean_errors.square() - left_out.square()
+        errors = (y - level - u @ (kept * along)) / (1 - leverage)
+        return v.T @ (s / damped * along) / scale, errors
+
+    slope, at_mean = fit(float("inf"))
+    errors = at_mean
+    for penalty in PENALTIES:
+        other, left_out = fit(penalty)
+        gain = at_mean.square() - left_out.square()
         better = float(left_out.square().mean()) < float(errors.square().mean())
         if better and float(gain.mean()) > float(gain.std()) / count**0.5:
-            errors = left_out
-            slope = v.T @ (s / (s.square() + penalty * count) * along) / scale
+            slope, errors = other, left_out
     return StartBaseline(center, slope, level), errors
 
 
@@ -80,7 +84,7 @@ def episode_weights(
     held_out: Transitions,
     temperature: float | None,
     weight_max: float,
-    least: float = LEAST_TRANSITIONS,
+    least: float,
 ) -> tuple[Float[Tensor, " transitions"], Float[Tensor, " held_out"]]:
     """Weight of every transition by the return of its episode, the same throughout the episode.
 

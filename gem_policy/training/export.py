@@ -42,9 +42,13 @@ ROWS = 8192  # transitions evaluated at once
 def provenance_of(dataset: Dataset, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
     """What is known of a policy before it is trained."""
     rewards = {"factor": prepared.reward_factor, "shift": config.reward_shift}
+    return {**describe(dataset, config), "rewards": rewards, **episodes_of(prepared)}
+
+
+def episodes_of(prepared: Prepared) -> dict[str, Any]:
+    """What the weights of whole episodes, taken alone, leave of the transitions."""
     count = effective_number(prepared.training.episode_weights)
-    episodes = {"effective_transitions": count}  # by the weights of episodes alone
-    return {**describe(dataset, config), "rewards": rewards, "episode_weights": episodes}
+    return {"episode_weights": {"effective_transitions": count}}
 
 
 def finish(
