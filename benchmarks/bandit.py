@@ -55,8 +55,14 @@ TRAIN = TrainConfig(
     policy_lr=3e-3,
     discount=0.0,
 )
-# Small, because the problems are; components and members as by default.
-NETWORK = {"actor_hidden": (64, 64), "behavior_hidden": (64, 64), "critic_hidden": (64, 64)}
+# Small, because the problems are; components and members as by default. A context leads nowhere:
+# there is nothing to look ahead at.
+NETWORK = {
+    "actor_hidden": (64, 64),
+    "behavior_hidden": (64, 64),
+    "critic_hidden": (64, 64),
+    "critic_lookahead": False,
+}
 SINGLE = "single.safetensors"
 ROWS = 100  # contexts decided at once
 # What the picture shows: label, matplotlib's style, whose choice, its settings.

@@ -12,7 +12,7 @@ over the critics (divided by E, in the critics' units) at
 - uniform: actions uniform in the box, which may be shorter than the data's.
 
 Means with 95 % bootstrap intervals over episodes, also of the ratios to the first row, and the
-actions' mean length in normalized units.
+actions' mean length in normalized units. FILE keeps its rows of other datasets.
 """
 
 from __future__ import annotations
@@ -142,6 +142,9 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
+        new = {row["dataset_id"] for row in rows}
+        before = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+        rows = [row for row in before if row["dataset_id"] not in new] + rows
         options.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 

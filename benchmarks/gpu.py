@@ -2,6 +2,8 @@
 
     python benchmarks/gpu.py [--json FILE] [--parts training decisions]
 
+FILE keeps the parts that are not measured again.
+
 Training: random transitions of Hopper's sizes (11 observations, 3 actions) on the device, E = 4
 critics, K = 5 components, 256x256, batches of 256; one full update is one of every phase: behavior,
 values, critics, actor. As graphs and call by call (`--no-cuda-graph`), one seed and eight in one
@@ -17,6 +19,7 @@ large matrix product at the same precision. FLOPs are those of linear layers, as
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -163,12 +166,13 @@ def decisions(rates: dict[str, float]) -> dict[str, Any]:
     policy.selection = policy.selection.replace(candidates=1024)
     observation = np.random.default_rng(0).normal(size=OBSERVATIONS)
     found: dict[str, Any] = {}
-    for name, precision, graph in (
-        ("calls", "float32", False),
-        ("graph", "float32", True),
-        ("graph, tf32", "tf32", True),
+    for name, precision, graph, compiled in (
+        ("calls", "float32", False, False),
+        ("graph", "float32", True, False),
+        ("graph, compiled", "float32", True, True),
+        ("graph, compiled, tf32", "tf32", True, True),
     ):
-        policy.cuda_graph = graph
+        policy.compiled, policy.cuda_graph = compiled, graph
         with matrix_precision(precision):
             times = [
                 seconds(lambda: policy.predict(observation, deterministic=True), 1, 1)[0] * 1e6
@@ -177,19 +181,21 @@ def decisions(rates: dict[str, float]) -> dict[str, Any]:
         median, high = (float(x) for x in np.percentile(times, [50, 99]))
         found[f"predict_n1024_e10, {name}"] = {"median_us": median, "p99_us": high}
         print(f"predict N=1024 E=10, {name}: median {median:.0f} us, p99 {high:.0f} us", flush=True)
-    policy.cuda_graph = False
+    policy.cuda_graph = policy.compiled = False
     policy.selection = policy.selection.replace(candidates=64)
     states = torch.randn(4096, OBSERVATIONS, device=CUDA)
     work = 2 * multiplications(10, 64) * len(states) / 1e12
-    for name in ("float32", "tf32"):
+    for name, compiled in itertools.product(("float32", "tf32"), (False, True)):
+        policy.compiled = compiled
         with matrix_precision(name):
             seconds(lambda: policy.decide(states), 2, 1)
             median = float(np.median(seconds(lambda: policy.decide(states), 3)))
         share = work / median / rates[name]
         row = {"ms": median * 1e3, "tflops": work / median, "share_of_matmul": share}
-        found[f"decide_4096_n64_e10_{name}"] = row
+        label = f"{name}, compiled" if compiled else name
+        found[f"decide_4096_n64_e10_{label}"] = row
         print(
-            f"decide 4096 states, N=64, E=10, {name}: {median * 1e3:.2f} ms, "
+            f"decide 4096 states, N=64, E=10, {label}: {median * 1e3:.2f} ms, "
             f"{work / median:.1f} TFLOP/s, {share:.0%} of matmul",
             flush=True,
         )
@@ -205,7 +211,10 @@ def main() -> None:
     options = parser.parse_args()
     rates = matmul_rates()
     print(", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in rates.items()), flush=True)
-    document: dict[str, Any] = {"machine": machine(), "matmul_tflops": rates}
+    document: dict[str, Any] = {}
+    if options.json and options.json.exists():
+        document = json.loads(options.json.read_text())
+    document |= {"machine": machine(), "matmul_tflops": rates}
     document["sizes"] = {"observations": SIZES[0], "actions": SIZES[1], "batch_size": 256}
     if "training" in options.parts:
         document["training"] = training(options)

@@ -32,10 +32,15 @@ CPU = torch.device("cpu")
 
 
 def random_policy(
-    members: int, seed: int = 0, device: torch.device = CPU, **changes: Any
+    members: int, seed: int = 0, device: torch.device = CPU, lookahead: bool = False, **changes: Any
 ) -> GEMPolicy:
-    """A policy with random weights of the standard sizes (256x256, K = 5), or changed ones."""
-    network = NetworkConfig(OBSERVATIONS, ACTIONS, critics=members, **changes)
+    """A policy with random weights of the standard sizes (256x256, K = 5), or changed ones.
+
+    Its critics are networks of state and action, if not told otherwise.
+    """
+    network = NetworkConfig(
+        OBSERVATIONS, ACTIONS, critics=members, critic_lookahead=lookahead, **changes
+    )
     generator = torch.Generator().manual_seed(seed)
     modules = {
         "actor": build_actor(network, generator),
@@ -116,8 +121,17 @@ def main() -> None:
         calls[f"GEM predict N={count} E=4"] = lambda p=policy: p.predict(  # type: ignore[misc]
             observation, deterministic=True
         )
-    ahead = random_policy(4, critic_lookahead=True, critic_frequencies=6)
-    calls["GEM predict N=32, lookahead"] = lambda: ahead.predict(observation, deterministic=True)
+    for name, frequencies in (("", 0), (", 6 frequencies", 6)):
+        ahead = random_policy(4, lookahead=True, critic_frequencies=frequencies)
+        calls[f"GEM predict N=32, lookahead{name}"] = lambda p=ahead: p.predict(  # type: ignore[misc]
+            observation, deterministic=True
+        )
+    for name, lookahead in (("", False), (", lookahead", True)):
+        made = random_policy(4, lookahead=lookahead)
+        made.compiled = True
+        calls[f"GEM predict N=32{name}, compiled"] = lambda p=made: p.predict(  # type: ignore[misc]
+            observation, deterministic=True
+        )
     table = alternate(calls, options.repeats)
     large = random_policy(10)
     large.selection = large.selection.replace(candidates=256)

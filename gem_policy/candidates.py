@@ -29,8 +29,6 @@ class CandidateSet:
     log_behavior: Float[Tensor, "*batch candidates"]
 
 
-@functools.cache  # all of them: recorded decisions read them where they lie
-@torch.inference_mode(False)  # kept for all callers, those with gradients among them
 def noise_table(
     count: int, means: int, action_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, " {count-means}"], Float[Tensor, "{count} action"]]:
@@ -41,6 +39,14 @@ def noise_table(
     follow, so that a larger budget only ever adds candidates. The first ``means`` candidates are
     component means: their normal vectors are zero.
     """
+    return _kept_noise_table(count, means, action_size, device, dtype)
+
+
+@functools.cache  # all of them: recorded decisions read them where they lie
+@torch.inference_mode(False)  # kept for all callers, those with gradients among them
+def _kept_noise_table(
+    count: int, means: int, action_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
         action_size + 1, scramble=True, seed=0
     )

@@ -147,12 +147,15 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
+    from gem_policy.cuda_graph import is_current_cuda
     from gem_policy.environments import env_maker
     from gem_policy.evaluate import ReportRow, rollout
     from gem_policy.policy import GEMPolicy
     from gem_policy.report import players, read_document, report_document, write_document
 
     policy = GEMPolicy.load(name, device=device)
+    # The same decision for the same number of environments, some thousand times.
+    policy.cuda_graph = is_current_cuda(policy.device)
     if gain_kappa:
         policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
     before = read_document(json_file) if append and json_file is not None else None

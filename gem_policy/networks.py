@@ -138,7 +138,7 @@ class Ensemble(nn.Module):
             if self.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:])
             # In place: neither LayerNorm nor the product before needs its output to go backward.
-            x = torch.baddbmm(self.biases[layer], F.relu_(x), weight)
+            x = affine(F.relu_(x), weight, self.biases[layer])
         return x
 
     def of_actions(
@@ -155,7 +155,7 @@ class Ensemble(nn.Module):
         weight, members = self.weights[0], self.members
         state = waves(observations, self.frequencies).reshape(1, rows, split)
         state = state.expand(members, rows, split)
-        state = torch.baddbmm(self.biases[0], state, weight[:, :split])
+        state = affine(state, weight[:, :split], self.biases[0])
         action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
         x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
         x = (x + state.unsqueeze(2)).reshape(members, rows * count, weight.shape[-1])
@@ -167,7 +167,18 @@ class Ensemble(nn.Module):
     ) -> Float[Tensor, "members rows outputs"]:
         """What every member gives for rows of its own, or for the same ones, expanded."""
         inputs = waves(inputs, self.frequencies)
-        return self.after_first(torch.baddbmm(self.biases[0], inputs, self.weights[0]))
+        return self.after_first(affine(inputs, self.weights[0], self.biases[0]))
+
+
+def affine(
+    x: Float[Tensor, "members rows inputs"],
+    weight: Float[Tensor, "members inputs outputs"],
+    bias: Float[Tensor, "members 1 outputs"],
+) -> Float[Tensor, "members rows outputs"]:
+    """Every member's linear layer."""
+    if torch.compiler.is_compiling():  # the sum is then part of what comes next, here of no product
+        return torch.bmm(x, weight) + bias
+    return torch.baddbmm(bias, x, weight)
 
 
 def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*batch inputs"]:

@@ -21,6 +21,7 @@ from gem_policy import pretrained
 from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
+from gem_policy.compiled import Compiled
 from gem_policy.config import SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
 from gem_policy.cuda_graph import RecordedAct, is_current_cuda
@@ -106,6 +107,7 @@ class GEMPolicy(Predictor):
         super().__init__(config.observation_space, config.action_space, device, seed)
         self.source: str | None = None
         self._recorded: RecordedAct | None = None
+        self._compiled: Compiled[Decision] | None = None
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
         # Copied, because tensors of a file may lie at addresses for which kernels round otherwise.
@@ -138,6 +140,7 @@ class GEMPolicy(Predictor):
         device: str | torch.device = "auto",
         seed: int = 0,
         cuda_graph: bool = False,
+        compiled: bool = False,
         **selection: Any,
     ) -> GEMPolicy:
         """Load a policy by shipped name, file, folder or ``hf://org/repo``.
@@ -147,6 +150,7 @@ class GEMPolicy(Predictor):
             device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
             seed: Seed of the generator behind ``deterministic=False``.
             cuda_graph: See `cuda_graph`.
+            compiled: See `compiled`.
             **selection: Changes to the stored selection settings, such as ``candidates=128``;
                 the names are `SelectionConfig`'s.
 
@@ -159,6 +163,7 @@ class GEMPolicy(Predictor):
         checkpoint = files.load(resolve(source))
         policy = cls(checkpoint, where, checkpoint.config.selection.replace(**selection), seed)
         policy.source = str(source)
+        policy.compiled = compiled
         policy.cuda_graph = cuda_graph
         return policy
 
@@ -209,8 +214,30 @@ class GEMPolicy(Predictor):
             )
         self._recorded = RecordedAct(self._best, self.device) if wanted else None
 
+    @property
+    def compiled(self) -> bool:
+        """Whether deterministic decisions are those of code that `torch.compile` makes of them.
+
+        It is made when a shape or selection settings are first met, which takes some ten seconds,
+        and needs a C++ compiler (on a CPU) or Triton (on a GPU). Torch keeps eight of them, and
+        whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
+        the graph is that of the compiled decision. Such a policy is neither pickled nor copied. Off
+        unless asked for; `predict` and `decide` obey it.
+        """
+        return self._compiled is not None
+
+    @compiled.setter
+    def compiled(self, wanted: bool) -> None:
+        self._compiled = Compiled(self._deterministic) if wanted else None
+        self.cuda_graph = self.cuda_graph  # what was recorded is another decision's
+
+    def _deterministic(self, observations: Float[Tensor, "*batch obs"]) -> Decision:
+        return self._decide(observations, None, None)
+
     def _best(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch action"]:
-        return self.act(rows, None)
+        if self._compiled is None or self._selection.candidates == 1:
+            return self.act(rows, None)
+        return self._compiled(rows).action
 
     def _answer(
         self, rows: Float[Tensor, "batch obs"], deterministic: bool
@@ -283,6 +310,17 @@ class GEMPolicy(Predictor):
             SpaceError: The last axis is not the observation's length.
             ConfigError: `count` is below 1.
         """
+        if generator is None and count is None and self._compiled is not None:
+            return self._compiled(observations)
+        return self._decide(observations, generator, count)
+
+    def _decide(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        generator: torch.Generator | None,
+        count: int | None,
+    ) -> Decision:
+        """`decide` for callers that are in inference mode, or must not be."""
         normalized = self._normalize(observations, "decide")
         if count is None:
             count = self._selection.candidates
@@ -351,7 +389,7 @@ class GEMPolicy(Predictor):
         if self._selection.candidates == 1 and generator is None:
             # One candidate, the actor's mode, needs no score.
             return self.scaler.invert(self.mixture(rows).mode())
-        return self.decide(rows, generator).action
+        return self._decide(rows, generator, None).action
 
     def explain(self, observation: Any) -> Explanation:
         """Every candidate for one observation, best first: where it came from and why it ranks so.

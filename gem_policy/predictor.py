@@ -103,8 +103,12 @@ class Predictor(abc.ABC):
         if self.row_by_row and self.device.type == "cpu" and rows.shape[0] > 1:
             # Matrix kernels round differently for other numbers of rows, so that in a batch
             # a near tie could fall the other way. One row at a time it cannot.
-            return torch.cat([self.act(row, None) for row in torch.split(rows, 1)])
-        return self.act(rows, None).cpu()
+            return torch.cat([self._best(row) for row in torch.split(rows, 1)])
+        return self._best(rows).cpu()
+
+    def _best(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch action"]:
+        """The deterministic action, on the policy's device."""
+        return self.act(rows, None)
 
     def __call__(
         self,

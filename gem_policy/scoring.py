@@ -39,12 +39,12 @@ def standardize(x: Float[Tensor, "*batch candidates"]) -> Float[Tensor, "*batch 
     if x.numel() == 0:  # torch warns of the variance of nothing
         return x
     wide = x.double()
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # One kernel for all of it; where a number is not finite, neither is the mean.
         z, mean, inverse = torch.native_layer_norm(wide, wide.shape[-1:], None, None, 0.0)
         if math.isfinite(mean.sum().item()):
             return torch.where((mean * inverse).abs() < 1 / TIE, z, 0.0).to(x.dtype)
-    # On a GPU the masks cost less than asking whether they are needed.
+    # On a GPU, and compiled, the masks cost less than asking whether they are needed.
     finite = torch.isfinite(wide)
     count = finite.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(finite, wide, 0.0).sum(-1, keepdim=True) / count

@@ -145,6 +145,7 @@ def test_evaluate_asks_for_the_gain_that_it_is_told(
     assert "--gain-kappa takes a number or none, got '1,2'" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # four updates a phase
 def test_train_makes_a_policy_and_evaluate_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ LEVELS = {
     "selection": 2,
     "assessment": 3,
     "checkpoint": 3,
+    "compiled": 3,
     "explanation": 3,
     "hub": 4,
     "policy": 4,

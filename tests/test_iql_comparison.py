@@ -244,11 +244,17 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
 
 
 def test_a_gain_is_a_difference_of_means_with_its_standard_error() -> None:
-    returns = {1: [1.0, 3.0, 5.0, 7.0], 16: [10.0, 10.0, 10.0, 30.0], 64: [0.0]}
-    curve = {n: {"episodes": {"return": x}} for n, x in returns.items()}
+    def curve(**returns: list[float]) -> dict[int, dict[str, Any]]:
+        return {int(n[1:]): {"episodes": {"return": x}} for n, x in returns.items()}
+
+    one = curve(n1=[1.0, 3.0, 5.0, 7.0], n16=[10.0, 10.0, 10.0, 30.0], n64=[0.0])
     error = math.sqrt((20 / 3) / 4 + 100 / 4)
-    assert table.gain(curve) == f"+11 ± {error:.0f}"
-    assert table.gain({1: curve[1], 64: curve[64]}) == ""
+    assert table.gains([one]) == [f"+11 ± {error:.0f}", ""]
+    other = curve(n1=[5.0, 5.0], n16=[10.0, 20.0], n256=[0.0, 1.0])
+    assert table.gains([other])[1] == f"-4 ± {math.sqrt(0.5 / 2):.0f}"
+    # Of two trainings, 11 and 10: what they differ by, whatever their episodes do.
+    assert table.gains([one, other]) == ["+10 ± 0", ""]
+    assert table.gains([one, {1: one[1]}]) == ["", ""]
 
 
 def test_a_budget_stands_under_its_own_count(
@@ -260,17 +266,19 @@ def test_a_budget_stands_under_its_own_count(
         network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
         document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
         document |= {"train": train, "network": network}
-        modes = [row("actor mode", 7.0), *[row("behavior mode", 8.0)] * (name == "b")]
-        made = {**document, "rows": [*modes, *rows]}
+        made = {**document, "rows": [row("actor mode", 7.0), *rows]}
         (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
     other = {**made, "train": {**train, "discount": 0.5}}
     (tmp_path / "c_budget.json").write_text(json.dumps(other))
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    cells = "10 [9, 11] | 40 [39, 41] |"
-    assert table.budgets()[0] == "| data | starts | cloning, mode | N = 1 | N = 4 | 16 less 1 |"
-    assert table.budgets()[2:] == [
-        f"| a | 5 from 6 |  | {cells}  |",
-        f"| a, lookahead | 5 from 6 |  | {cells}  |",
-        "| a, seed 1 | 5 from 6 |  |  | 40 [39, 41] |  |",
-        f"| b | 5 from 6 | 8 [7, 9] | {cells}  |",
+    cells = "10 [9, 11] | 40 [39, 41] |  |  |"  # no N = 16, no N = 256
+    columns = "| data | starts | N = 1 | N = 4 | 16 less 1 | 256 less 1 |"
+    assert table.budgets() == [
+        columns,
+        "| --- | --- | --- | --- | --- | --- |",
+        "| a, mean of 3 | 5 from 6 |  | 40 |  |  |",
+        f"| a | 5 from 6 | {cells}",
+        f"| a, lookahead | 5 from 6 | {cells}",
+        "| a, seed 1 | 5 from 6 |  | 40 [39, 41] |  |  |",
+        f"| b | 5 from 6 | {cells}",
     ]

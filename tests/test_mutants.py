@@ -104,7 +104,8 @@ MUTANTS = [
     Mutant("inverse temperature", "selection:select", "/ temperature", "* temperature",
            "test_selection:test_draws_follow_the_softmax_of_the_scores"),
     # -- candidates
-    Mutant("another sequence for every budget", "candidates:noise_table", "seed=0", "seed=count",
+    Mutant("another sequence for every budget", "candidates:_kept_noise_table",
+           "seed=0", "seed=count",
            "test_candidates:test_a_larger_budget_only_adds_candidates"),
     Mutant("lightest first", "candidates:propose", "mixture.order()[..., :means]",
            "mixture.order().flip(-1)[..., :means]",

@@ -5,8 +5,8 @@
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
 and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 130000 --batched --baselines
-                            --candidates 1,4,16,64 --json FILE
+    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 140000 --batched
+                            --candidates 1,4,16,64,256 --json FILE
 
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults, all settings but the seed, are
@@ -30,6 +30,8 @@ from gem_policy.training.config import TrainConfig
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 START, END = "<!-- defaults: benchmarks/iql/table.py -->", "<!-- end of defaults -->"
+GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
+Curve = dict[int, dict[str, Any]]  # rows of a report by N
 COLUMNS = {
     "cloning (behavior sample)": "cloning, sample",
     "cloning (behavior mode)": "cloning, mode",
@@ -79,42 +81,62 @@ def with_defaults(document: dict[str, Any]) -> bool:
     return same and train == asdict(TrainConfig(seed=train["seed"]))
 
 
-def gain(curve: dict[int, dict[str, Any]]) -> str:
-    """Mean return with N = 16 less that with N = 1, and the standard error of the difference.
+def gains(curves: list[Curve]) -> list[str]:
+    """Mean return with N = 16 and 256 less that with N = 1, each with its standard error.
 
-    Of two independent means: older records tell episodes in the order of their ends, and cannot be
-    compared start by start.
+    Of one training that of two independent means: older records tell episodes in the order of their
+    ends, and cannot be compared start by start. Of several that of the trainings' differences.
     """
-    if not {1, 16} <= set(curve):
+    cells = []
+    for count in GAINS:
+        if not all({1, count} <= set(curve) for curve in curves):
+            cells.append("")
+            continue
+        pairs = [[np.array(curve[n]["episodes"]["return"]) for n in (1, count)] for curve in curves]
+        differences = np.array([many.mean() - one.mean() for one, many in pairs])
+        if len(pairs) == 1:
+            error = np.hypot(*(x.std(ddof=1) / len(x) ** 0.5 for x in pairs[0]))
+        else:
+            error = differences.std(ddof=1) / len(pairs) ** 0.5
+        cells.append(f"{differences.mean():+.0f} ± {error:.0f}")
+    return cells
+
+
+def mean_of(curves: list[Curve], count: int) -> str:
+    """Mean over trainings of the mean return; nothing where one of them was not played."""
+    if not all(count in curve for curve in curves):
         return ""
-    one, many = (np.array(curve[n]["episodes"]["return"]) for n in (1, 16))
-    error = float(np.hypot(*(x.std(ddof=1) / len(x) ** 0.5 for x in (one, many))))
-    return f"{many.mean() - one.mean():+.0f} ± {error:.0f}"
+    return f"{np.mean([c[count]['summary']['return']['mean'] for c in curves]):.0f}"
+
+
+def curve_of(document: dict[str, Any]) -> Curve:
+    """Rows of the policy by N."""
+    rows = [row for row in document["rows"] if row["label"].startswith("GEM")]
+    return {row["settings"]["candidates"]: row for row in rows}
 
 
 def budgets() -> list[str]:
-    """Cloning's mode and returns over N: a line of a table for every ``*_budget.json``."""
+    """Returns over N: a line of a table for every ``*_budget.json``, and for every dataset."""
     read = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_budget.json"))}
     shown = {path: document for path, document in read.items() if with_defaults(document)}
-    paths, documents = list(shown), list(shown.values())
-    curves = [
-        {r["settings"]["candidates"]: r for r in document["rows"] if r["label"].startswith("GEM")}
-        for document in documents
-    ]
-    counts = sorted(set().union(*curves))
-    lines = [
-        f"| data | starts | cloning, mode | {' | '.join(f'N = {n}' for n in counts)} | 16 less 1 |",
-        "| --- " * (4 + len(counts)) + "|",
-    ]
-    for path, document, curve in zip(paths, documents, curves, strict=True):
+    curves = {path: curve_of(document) for path, document in shown.items()}
+    counts = sorted(set().union(*curves.values()))
+    columns = ["data", "starts", *(f"N = {n}" for n in counts), *(f"{n} less 1" for n in GAINS)]
+    lines, alike = [], dict[tuple[str, str], list[Curve]]()
+    for path, document in shown.items():
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
-        what = ", ".join([name_of(document["dataset_id"]), *special])
-        of = [what, f"{document['episodes']} from {document['seed']}"]
-        mode = [interval(row) for row in document["rows"] if row["label"] == "behavior mode"]
-        cells = mode or [""]
-        cells += [interval(curve[n]) if n in curve else "" for n in counts]
-        lines.append(f"| {' | '.join([*of, *cells, gain(curve)])} |")
-    return lines
+        name, curve = name_of(document["dataset_id"]), curves[path]
+        starts = f"{document['episodes']} from {document['seed']}"
+        cells = [interval(curve[n]) if n in curve else "" for n in counts]
+        lines.append([", ".join([name, *special]), starts, *cells, *gains([curve])])
+        alike.setdefault((name, starts), []).append(curve)
+    means = [
+        [f"{name}, mean of {len(own)}", starts, *(mean_of(own, n) for n in counts), *gains(own)]
+        for (name, starts), own in alike.items()
+        if len(own) > 1
+    ]
+    rule = ["---"] * len(columns)
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *means, *lines)]
 
 
 def body() -> str:

@@ -1,0 +1,57 @@
+"""Compiled decisions: the same as ordinary ones, in one piece, and refused in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import tiny_policy
+
+from gem_policy.compiled import Compiled
+from gem_policy.errors import ConfigError
+
+# Of torch itself, when its compiler is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+PROGRAM = Path(__file__).with_name("compiled_policies.py")
+
+
+def played(*arguments: str) -> str:
+    command = [sys.executable, str(PROGRAM), *arguments]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_decision_is_traced_in_one_piece_and_is_the_ordinary_one() -> None:
+    assert "ordinary" in played("cpu", "eager")
+
+
+@pytest.mark.slow
+def test_compiled_for_the_cpu_it_is_the_ordinary_one() -> None:
+    assert "ordinary" in played("cpu")
+
+
+@pytest.mark.cuda
+def test_compiled_for_a_gpu_it_is_the_ordinary_one() -> None:
+    assert "ordinary" in played("cuda")
+
+
+def test_nothing_is_compiled_unless_asked_for() -> None:
+    policy = tiny_policy()
+    assert policy.compiled is False
+    policy.compiled = True
+    assert policy.compiled and not policy.cuda_graph
+    policy.compiled = False
+    assert policy._compiled is None
+
+
+def test_what_torch_cannot_compile_is_told() -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("there is no compiler here")
+
+    decide = Compiled(torch.sin, backend=broken)
+    with pytest.raises(ConfigError, match="no compiler here.*leave out `compiled`"):
+        decide(torch.ones(3))
