@@ -46,13 +46,15 @@ from gem_policy.training.trainer import PHASES, start_learner
 from gem_policy.training.transitions import Transitions
 
 SIZES = {"Hopper": (11, 3), "PointMaze": (8, 2)}
-# What the values are expectiles of, whether the critics look ahead, the hidden layers' precision.
+# What the values are expectiles of, whether the critics look ahead, the hidden layers' precision,
+# whether `torch.compile` makes the updates' code.
 VARIANTS = {
-    "critics of state and action": ("data", False, "float32"),
-    "critics of state and action, bfloat16": ("data", False, "bfloat16"),
-    "critics that look ahead": ("data", True, "float32"),
-    "critics that look ahead, bfloat16": ("data", True, "bfloat16"),
-    "values of critics, as IQL's": ("critics", False, "float32"),
+    "critics that look ahead": ("data", True, "float32", False),
+    "critics that look ahead, compiled": ("data", True, "float32", True),
+    "critics that look ahead, bfloat16": ("data", True, "bfloat16", False),
+    "critics of state and action": ("data", False, "float32", False),
+    "critics of state and action, compiled": ("data", False, "float32", True),
+    "values of critics, as IQL's": ("critics", False, "float32", False),
 }
 IQL_SCRIPT = Path(__file__).resolve().parent / "iql" / "train.py"
 EPISODE = 1000
@@ -93,9 +95,13 @@ def random_data(observations: int, actions: int, episodes: int = 100) -> Dataset
 class Stretch:
     """The updates of one phase, as the trainer does them, a stretch at a time."""
 
-    def __init__(self, phase: str, net: NetworkConfig, config: TrainConfig, replay: Replay) -> None:
+    def __init__(
+        self, phase: str, net: NetworkConfig, config: TrainConfig, replay: Replay, compiled: bool
+    ) -> None:
         number = list(PHASES).index(phase)
         self.learner = start_learner(phase, net, config, torch.device("cpu"))
+        if compiled:
+            self.learner.make_compiled()
         self.sampler = Sampler(len(replay), config.batch_size, config.seed, number)
         self.replay = replay
 
@@ -111,7 +117,7 @@ class Stretch:
 
 def prepared(observations: int, actions: int, variant: str) -> dict[str, Stretch]:
     """All phases on random transitions, with random targets for critics and actor."""
-    source, lookahead, precision = VARIANTS[variant]
+    source, lookahead, precision, compiled = VARIANTS[variant]
     config = TrainConfig(value_source=source, precision=precision)
     net = NetworkConfig(observations, actions, critic_lookahead=lookahead)
     replay = prepare(random_data(observations, actions), config, torch.device("cpu")).training
@@ -121,7 +127,7 @@ def prepared(observations: int, actions: int, variant: str) -> dict[str, Stretch
         advantages=torch.randn(len(replay), net.critics, generator=generator),
         weights=torch.rand(len(replay), generator=generator),
     )
-    return {phase: Stretch(phase, net, config, replay) for phase in PHASES}
+    return {phase: Stretch(phase, net, config, replay, compiled) for phase in PHASES}
 
 
 def products(count: int = 10, size: int = 1024) -> tuple[float, float]:
@@ -145,7 +151,7 @@ def layers_flops(inputs: int, outputs: int, batch: int, learned: bool, width: in
 
 def gem_flops(observations: int, actions: int, variant: str) -> dict[str, int]:
     """FLOPs of one update of every phase."""
-    source, lookahead, _ = VARIANTS[variant]
+    source, lookahead, _, _ = VARIANTS[variant]
     net, batch = NetworkConfig(observations, actions), TrainConfig().batch_size
     both = observations + actions
     mixture = layers_flops(observations, net.actor_components * (1 + 2 * actions), batch, True)

@@ -273,6 +273,9 @@ def train(
         bool | None,
         typer.Option(help="Launch an update as one CUDA graph. [default: on a CUDA device]"),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option(help="Have torch.compile make the updates' code: faster, after a while.")
+    ] = False,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count
@@ -301,7 +304,17 @@ def train(
     drawn = curves(folder) if seeds is None else seed_curves(folder, range(first, first + seeds))
     with _progress() as bar, drawn as write, wandb_curves(wandb, out, settings) as log:
         paths = run(
-            data, out, settings, where, bar, [write, log], play, evaluate_every, seeds, cuda_graph
+            data,
+            out,
+            settings,
+            where,
+            bar,
+            [write, log],
+            play,
+            evaluate_every,
+            seeds,
+            cuda_graph,
+            compiled,
         )
     print("\n".join(f"Wrote {path}" for path in paths))
 

@@ -19,11 +19,39 @@ from gem_policy.errors import ConfigError
 T = TypeVar("T")
 
 
+def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]:
+    """`torch.compile` for fixed shapes, which says what to do where it cannot.
+
+    The function raises a `ConfigError` when it is called and torch cannot compile here.
+    """
+
+    def own(*arguments: Any) -> T:
+        return work(*arguments)
+
+    # Torch keeps a few compilations of each code object, and does without from there on.
+    own.__code__ = own.__code__.replace()
+    made: Callable[..., T] = torch.compile(own, dynamic=False, **options)
+
+    def call(*arguments: Any) -> T:
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return made(*arguments)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
+            raise ConfigError(
+                f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on "
+                "a GPU. Install that, or leave out `compiled`."
+            ) from error
+
+    return call
+
+
 class Compiled(Generic[T]):
     """A deterministic decision, compiled for every shape and settings that it meets.
 
-    Torch compiles up to a limit of its own, eight unless told otherwise; what it meets beyond runs
-    as it would without this.
+    Up to torch's limit, eight unless it is told otherwise; what it meets beyond runs as it would
+    without this.
 
     Args:
         decide: What to compile; it neither enters nor leaves inference mode, whose tensors are
@@ -34,7 +62,7 @@ class Compiled(Generic[T]):
     def __init__(self, decide: Callable[[Tensor], T], **options: Any) -> None:
         # The draws are the same for all states: looked up once, and part of the code.
         torch.compiler.assume_constant_result(noise_table)  # type: ignore[no-untyped-call]
-        self._decide: Callable[[Tensor], T] = torch.compile(decide, dynamic=False, **options)
+        self._decide = compile_strictly(decide, **options)
 
     def __call__(self, observations: Float[Tensor, "*batch obs"]) -> T:
         """The decision, to rounding.
@@ -42,15 +70,6 @@ class Compiled(Generic[T]):
         Raises:
             ConfigError: Torch cannot compile here.
         """
-        from torch._dynamo.exc import TorchDynamoException
-
         with torch.inference_mode(False), torch.no_grad():
             given = observations.clone() if observations.is_inference() else observations
-            try:
-                return self._decide(given)
-            except TorchDynamoException as error:
-                reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
-                raise ConfigError(
-                    f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton "
-                    "on a GPU. Install that, or leave out `compiled`."
-                ) from error
+            return self._decide(given)

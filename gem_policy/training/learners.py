@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gem_policy.compiled import compile_strictly
 from gem_policy.config import NetworkConfig
 from gem_policy.critics import Critics, build_critics
 from gem_policy.errors import TrainingError
@@ -86,6 +87,7 @@ class Learner(abc.ABC):
         for parameter, moments in zip(self.parameters, self.moments, strict=True):
             self.optimizer.state[parameter] = moments
         self._pieces: list[tuple[Tensor, ...]] = []
+        self._compiled: Callable[[Any], Tensor] | None = None
 
     def _optimizer(self, weight_decay: float) -> torch.optim.Optimizer:
         """Adam; with decay, AdamW (Loshchilov and Hutter, 2019) in two groups, biases without."""
@@ -135,7 +137,16 @@ class Learner(abc.ABC):
         return metrics
 
     def evaluate(self, batch: Any, told: bool = True) -> tuple[Tensor, Metrics]:
-        """The loss as an update computes it: hidden layers in the precision asked for."""
+        """The loss as an update computes it."""
+        if self._compiled is None:
+            return self.lowered_loss(batch, told)
+        # The metrics apart, so that what is read changes nothing about the run.
+        with torch.no_grad():
+            metrics = self.lowered_loss(batch, True)[1] if told else {}
+        return self._compiled(batch), metrics
+
+    def lowered_loss(self, batch: Any, told: bool = True) -> tuple[Tensor, Metrics]:
+        """The loss with hidden layers in the precision asked for."""
         if self.precision == "float32":
             return self.loss(batch, told)
         lowered = lower_hidden(dict(self._loss_of.named_parameters()), self.precision)
@@ -169,6 +180,12 @@ class Learner(abc.ABC):
     def make_recordable(self) -> None:
         """Have the optimizer read its rate from the device, and work on pieces; see `in_pieces`."""
         self.optimizer, self._pieces = in_pieces(self.optimizer, self.parameters, self.moments)
+
+    def make_compiled(self, **options: Any) -> None:
+        """Have `torch.compile`, with these options, make the code of the loss and its gradient."""
+        self._compiled = compile_strictly(
+            lambda batch: self.lowered_loss(batch, False)[0], **options
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by name; the tensors are the live ones."""

@@ -185,7 +185,9 @@ class _GuidedEM(torch.autograd.Function):
         log_weights = torch.log_softmax(logits, -1)
         constant = log_weights - log_std.sum(-1) - HALF_LOG_TWO_PI * actions.shape[-1]
         joint = torch.sub(constant, z.square().sum(-1), alpha=0.5)
-        responsibility = _responsibilities(joint, floor)
+        # A constant also where torch's compiler goes backward through these lines, as it does for
+        # several seeds, instead of taking the gradient below.
+        responsibility = _responsibilities(joint, floor).detach()
         share = weights / weights.shape[-1]
         pull = share.unsqueeze(-1) * responsibility
         loss = -(pull * joint).sum()

@@ -230,6 +230,7 @@ def run(
     evaluate_every: int | None = None,
     seeds: int | None = None,
     cuda_graph: bool | None = None,
+    compiled: bool = False,
 ) -> list[Path]:
     """`fit`, or `fit_seeds`, with a rich progress bar and writers of curves.
 
@@ -245,6 +246,7 @@ def run(
         seeds: How many to train at once, without playing them; None trains the one of the
             settings, without a folder of its own.
         cuda_graph: See `fit`.
+        compiled: See `fit`.
 
     Returns:
         The checkpoints written.
@@ -263,6 +265,7 @@ def run(
         "device": device,
         "progress": _report(bar, writers),
         "cuda_graph": cuda_graph,
+        "compiled": compiled,
     }
     if seeds is None:
         options |= {"evaluate": evaluate, "evaluate_every": evaluate_every}

@@ -47,6 +47,7 @@ def fit_seeds(
     log_every: int = 500,
     save_seconds: float = 60.0,
     cuda_graph: bool | None = None,
+    compiled: bool = False,
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
 
@@ -65,6 +66,7 @@ def fit_seeds(
         log_every: Updates between two readings of the metrics.
         save_seconds: Seconds between two savings of the state.
         cuda_graph: As for `fit`: all seeds' update is one graph.
+        compiled: As for `fit`.
 
     Returns:
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
@@ -93,7 +95,17 @@ def fit_seeds(
     run = {**identity(dataset, config, net), "seeds": seeds}
     out.mkdir(parents=True, exist_ok=True)
     learners = _train(
-        dataset, net, configs, where, run, out, progress, log_every, save_seconds, cuda_graph
+        dataset,
+        net,
+        configs,
+        where,
+        run,
+        out,
+        progress,
+        log_every,
+        save_seconds,
+        cuda_graph,
+        compiled,
     )
     paths = []
     for i, own in enumerate(configs):
@@ -143,6 +155,7 @@ def _train(
     log_every: int,
     save_seconds: float,
     cuda_graph: bool,
+    compiled: bool,
 ) -> dict[str, StackedLearner]:
     """All phases, from the saved state if there is one."""
     saved = load_state(out, run)
@@ -162,6 +175,8 @@ def _train(
             shared = weigh_all(shared, dataset, learners, configs)
         if learner.step < learner.updates:
             sampler = SharedSampler(shared, configs, number)
+            if compiled:
+                learner.make_compiled()
             _run_phase(
                 learners,
                 shared,

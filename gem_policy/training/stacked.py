@@ -74,7 +74,7 @@ class StackedLearner(Learner):
         losses, metrics = torch.func.vmap(of_one)(lowered, parts)
         return losses.sum(), metrics
 
-    def evaluate(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
+    def lowered_loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """The loss, which has lowered the stacked parameters itself."""
         return self.loss(batch, told)
 
