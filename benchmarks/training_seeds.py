@@ -92,7 +92,8 @@ class Case:
         configs = [TrainConfig(seed=seed, batch_size=batch) for seed in range(seeds)]
         layers = (width, width)
         names = ("actor_hidden", "behavior_hidden", "critic_hidden")
-        net = network_for(dataset, {**dict.fromkeys(names, layers), "critics": CRITICS})
+        changes = {"critics": CRITICS, "critic_lookahead": False}
+        net = network_for(dataset, {**dict.fromkeys(names, layers), **changes})
         self.learners: dict[str, Learner] = {}
         self.draws: dict[str, Callable[[int], Batch]] = {}
         one = judged(prepare(dataset, configs[0], where).training)

@@ -154,12 +154,13 @@ def evaluate(
     from gem_policy.report import players, read_document, report_document, write_document
 
     policy = GEMPolicy.load(name, device=device)
-    # The same decision for the same number of environments, some thousand times.
-    policy.cuda_graph = is_current_cuda(policy.device)
+    others = {k: GEMPolicy.load(v, device=device) for k, v in map(_pair, compare or [])}
+    for acting in (policy, *others.values()):
+        # The same decision for the same number of environments, some thousand times.
+        acting.cuda_graph = is_current_cuda(acting.device)
     if gain_kappa:
         policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
     before = read_document(json_file) if append and json_file is not None else None
-    others = dict(_pair(text) for text in compare or [])
     rows: list[ReportRow] = []
     plan = players(
         policy,
@@ -169,7 +170,7 @@ def evaluate(
         else None,
         kappas=numbers(kappa, float, "--kappa") if kappa else None,
         baselines=baselines,
-        compare={k: GEMPolicy.load(v, device=device) for k, v in others.items()},
+        compare=others,
     )
     _print_header(policy, name, episodes, seed)
     with _progress() as bar:

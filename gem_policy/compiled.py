@@ -22,7 +22,8 @@ T = TypeVar("T")
 def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]:
     """`torch.compile` for fixed shapes, which says what to do where it cannot.
 
-    The function raises a `ConfigError` when it is called and torch cannot compile here.
+    Raises:
+        ConfigError: Torch cannot compile here; told now, or when the function is called.
     """
 
     def own(*arguments: Any) -> T:
@@ -30,7 +31,10 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
 
     # Torch keeps a few compilations of each code object, and does without from there on.
     own.__code__ = own.__code__.replace()
-    made: Callable[..., T] = torch.compile(own, dynamic=False, **options)
+    try:
+        made: Callable[..., T] = torch.compile(own, dynamic=False, **options)
+    except RuntimeError as error:  # this Python, or this system, is none that torch compiles for
+        raise _refusal(error) from error
 
     def call(*arguments: Any) -> T:
         from torch._dynamo.exc import TorchDynamoException
@@ -38,13 +42,17 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
         try:
             return made(*arguments)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
-            raise ConfigError(
-                f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on "
-                "a GPU. Install that, or leave out `compiled`."
-            ) from error
+            raise _refusal(error) from error
 
     return call
+
+
+def _refusal(error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
+    return ConfigError(
+        f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on a GPU. "
+        "Install that, or leave out `compiled`."
+    )
 
 
 class Compiled(Generic[T]):

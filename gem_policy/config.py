@@ -83,7 +83,8 @@ class NetworkConfig:
         critic_lookahead: The critics are state values of where an action leads, by a learned step
             of the environment: `gem_policy.critics.LookaheadCritics`. False: networks of
             observation and action, which decide faster, and are the better ones where nothing
-            follows (bandits).
+            follows (bandits). The step is a mean: where chance decides what follows, nobody has
+            measured which are better.
         step_hidden: Widths of the hidden layers of that step's networks.
         min_std: Smallest standard deviation of a component, in normalized action units.
         max_std: Largest standard deviation of a component, in normalized action units.

@@ -197,8 +197,8 @@ class GEMPolicy(Predictor):
 
         A graph is recorded when a batch size or selection settings are first met, which takes a
         fraction of a second, and the last few are kept. Actions are the same to rounding. May be
-        set at any time; a policy's weights must not be replaced while it is on, it is to be used
-        by one thread, and is neither pickled nor copied. Off unless asked for.
+        set at any time; a policy's weights must not be replaced while it is on, and it is to be
+        used by one thread. A copy records its own. Off unless asked for.
 
         Raises:
             ConfigError: On setting it where the device is not the current CUDA device.
@@ -221,15 +221,28 @@ class GEMPolicy(Predictor):
         It is made when a shape or selection settings are first met, which takes some ten seconds,
         and needs a C++ compiler (on a CPU) or Triton (on a GPU). Torch keeps eight of them, and
         whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
-        the graph is that of the compiled decision. Such a policy is neither pickled nor copied. Off
-        unless asked for; `predict` and `decide` obey it.
+        the graph is that of the compiled decision. A copy makes its own. Off unless asked for;
+        `predict`, with more than one candidate, and `decide`, without a count, obey it, and raise a
+        `ConfigError` where torch cannot compile.
         """
         return self._compiled is not None
 
     @compiled.setter
     def compiled(self, wanted: bool) -> None:
-        self._compiled = Compiled(self._deterministic) if wanted else None
-        self.cuda_graph = self.cuda_graph  # what was recorded is another decision's
+        if wanted != self.compiled:
+            self._compiled = Compiled(self._deterministic) if wanted else None
+            self.cuda_graph = self.cuda_graph  # what was recorded is another decision's
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what was recorded and compiled is of this very policy."""
+        made = {"_recorded": None, "_compiled": None}
+        return {**vars(self), **made, "made": (self.compiled, self.cuda_graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """To record and compile anew, if the other did."""
+        compiled, cuda_graph = state.pop("made")
+        vars(self).update(state)
+        self.compiled, self.cuda_graph = compiled, cuda_graph
 
     def _deterministic(self, observations: Float[Tensor, "*batch obs"]) -> Decision:
         return self._decide(observations, None, None)
@@ -300,7 +313,7 @@ class GEMPolicy(Predictor):
             observations: Flattened observations in environment units, any batch axes.
             generator: On the policy's device: fresh candidates, and at a temperature above 0 a
                 draw among them. None: the deterministic candidate set and its best.
-            count: N of this call; None for that of `selection`.
+            count: N of this call, which is then not compiled; None for that of `selection`.
 
         Returns:
             The decision with everything it was made from. Rows of a batch agree with single
@@ -308,7 +321,7 @@ class GEMPolicy(Predictor):
 
         Raises:
             SpaceError: The last axis is not the observation's length.
-            ConfigError: `count` is below 1.
+            ConfigError: `count` is below 1; or the policy is `compiled`, and torch cannot.
         """
         if generator is None and count is None and self._compiled is not None:
             return self._compiled(observations)
@@ -400,7 +413,8 @@ class GEMPolicy(Predictor):
         array, batched = self._reader.read(observation)
         if batched and array.shape[0] != 1:
             raise SpaceError(f"`explain` takes one observation, got a batch of {array.shape[0]}.")
-        decision = self.decide(torch.from_numpy(array[0]).to(self.device))
+        observation = torch.from_numpy(array[0]).to(self.device)
+        decision = self.decide(observation, count=self._selection.candidates)
         actions = self.scaler.invert(decision.candidates.actions)
         percentile = self.support_percentile(decision.candidates.log_behavior)
         return Explanation.of(decision, actions, percentile, self._selection)

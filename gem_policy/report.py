@@ -111,6 +111,7 @@ def report_document(
         "seed": seed,
         "envs": envs,
         "batched": batched,
+        "cuda_graph": policy.cuda_graph,
         "interval": {"method": "percentile bootstrap", "level": CONFIDENCE, "resamples": RESAMPLES},
         "machine": machine(),
         "rows": [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +50,45 @@ def test_nothing_is_compiled_unless_asked_for() -> None:
     assert policy.compiled and not policy.cuda_graph
     policy.compiled = False
     assert policy._compiled is None
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
+    """What torch was asked to compile; it is left as it is."""
+    asked: list[Callable[..., Any]] = []
+
+    def leave(work: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        asked.append(work)
+        return work
+
+    monkeypatch.setattr(torch, "compile", leave)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))]
+)
+def test_a_copy_compiles_its_own_decisions(again: Any, compilations: list[Any]) -> None:
+    policy = tiny_policy()
+    assert again(policy).compiled is False
+    policy.compiled = True
+    other = again(policy)
+    assert other.compiled and len(compilations) == 2
+    other.selection = other.selection.replace(candidates=5)
+    rows = torch.randn(2, 3)
+    assert other.decide(rows).scores.shape == (2, 5)
+    assert policy.decide(rows).scores.shape == (2, 12)
+    policy.compiled = True
+    assert len(compilations) == 2, "it was already"
+
+
+def test_a_python_that_torch_does_not_compile_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(ConfigError, match="not supported on this Python.*leave out `compiled`"):
+        tiny_policy().compiled = True
 
 
 def test_what_torch_cannot_compile_is_told() -> None:

@@ -66,6 +66,10 @@ def test_they_are_their_loops(batch: tuple[int, ...], frequencies: int) -> None:
                 assert float(q[(member, *place, n)]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_they_are_what_a_training_gets_unless_told_otherwise() -> None:
+    assert isinstance(build_critics(NetworkConfig(2, 1)), LookaheadCritics)
+
+
 def test_members_share_nothing() -> None:
     critics = small()
     observations, actions = torch.randn(4, 3), torch.rand(4, 5, 2)

@@ -127,7 +127,8 @@ class Shield:
         self, rows: Float[Tensor, "blocked obs"], given: Float[Tensor, "blocked action"]
     ) -> tuple[Float[Tensor, "blocked action"], Bool[Tensor, " blocked"]]:
         """The policy's choices, or the nearest supported candidates; and which are the latter."""
-        decision = self.policy.decide(rows)
+        # With a count, because nothing is to be compiled for every number of rows.
+        decision = self.policy.decide(rows, count=self.policy.selection.candidates)
         if self.mode != "nearest":
             return decision.action, torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         candidates = decision.candidates

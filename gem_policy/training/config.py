@@ -30,7 +30,8 @@ class TrainConfig:
             that are fitted to one step: luck does not count as skill.
         value_steps: n of those returns; a larger n carries far rewards back faster, at the price of
             leaning towards the behavior for n steps. 1 with ``value_source="critics"``.
-        critic_steps: n of the critics' targets, the n-step advantages of the data. 1 rests on the
+        critic_steps: n of the critics' targets, the n-step advantages of the data; only 1 where
+            they look ahead, as they do by default. 1 rests on the
             shape of the values around a state, more on what followed in the data; noisier.
         target_rate: Step of the target critics' moving average.
         expectile: tau of the state value; 0.5 is the mean, 1 the best action in the data.

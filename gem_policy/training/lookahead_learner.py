@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from gem_policy.config import NetworkConfig
 from gem_policy.critics import LookaheadCritics
-from gem_policy.errors import TrainingError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.learners import CriticLearner, Metrics, Modules, ValueLearner
 from gem_policy.training.replay import Batch, Replay
@@ -34,11 +33,6 @@ class LookaheadLearner(CriticLearner):
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        if config.critic_steps != 1:
-            raise TrainingError(
-                f"Critics that look ahead see one step, got critic_steps={config.critic_steps}. "
-                "Leave it at 1, or critic_lookahead at False."
-            )
         super().__init__(network, config, generator, device)
         self.critics.values.requires_grad_(False)
 

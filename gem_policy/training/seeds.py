@@ -31,7 +31,14 @@ from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
 from gem_policy.training.state import STATE_FILE, load_state, save_learners, stop_if_broken
-from gem_policy.training.trainer import PHASES, Progress, identity, network_for, start_learner
+from gem_policy.training.trainer import (
+    PHASES,
+    Progress,
+    check_settings,
+    identity,
+    network_for,
+    start_learner,
+)
 
 
 def fit_seeds(
@@ -76,7 +83,8 @@ def fit_seeds(
             behavior model know too little of held-out episodes.
 
     Raises:
-        ConfigError: ``seeds`` is no count, or the last seed is too large.
+        ConfigError: ``seeds`` is no count, the last seed is too large, or torch cannot compile
+            where it is to.
         TrainingError: A seed's loss became NaN or infinite, or its values larger than the rewards
             allow (the message names the seed; the last good state of all is kept); ``dropout`` or
             ``patience`` is set, which `fit` alone knows; or anything else that `fit` raises it for.
@@ -90,6 +98,7 @@ def fit_seeds(
     _check_supported(config)
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)
+    check_settings(config, net, compiled)
     where = torch.device(device)
     cuda_graph = records(cuda_graph, config, where)
     run = {**identity(dataset, config, net), "seeds": seeds}

@@ -148,8 +148,7 @@ def fit(
     net = network_for(dataset, network)
     where = torch.device(device)
     cuda_graph = records(cuda_graph, config, where)
-    if compiled:
-        check_compilable(config)
+    check_settings(config, net, compiled)
     run = identity(dataset, config, net)
     out.mkdir(parents=True, exist_ok=True)
     saved = load_state(out, run)
@@ -183,9 +182,14 @@ def network_for(dataset: Dataset, changes: Mapping[str, Any] | None) -> NetworkC
     return NetworkConfig(**{**sizes, **dict(changes or {})})
 
 
-def check_compilable(config: TrainConfig) -> None:
-    """Raise a `TrainingError` where updates cannot be compiled."""
-    if config.dropout:
+def check_settings(config: TrainConfig, net: NetworkConfig, compiled: bool) -> None:
+    """Raise a `TrainingError` for settings that no phase, or a late one, could work with."""
+    if net.critic_lookahead and config.critic_steps != 1:
+        raise TrainingError(
+            f"Critics that look ahead see one step, got critic_steps={config.critic_steps}. "
+            "Leave it at 1, or set critic_lookahead to False."
+        )
+    if compiled and config.dropout:
         raise TrainingError(
             f"An update with dropout={config.dropout} draws new masks and cannot be compiled. "
             "Leave out compiled, or dropout."

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny_runs import SHORT, random_dataset, run
 
+from gem_policy import cli
 from gem_policy.errors import TrainingError
+from gem_policy.training.trainer import PHASES
 
 PROGRAM = Path(__file__).parent.with_name("compiled_trainings.py")
 
@@ -29,6 +33,28 @@ def test_updates_are_traced_in_one_piece_and_are_the_ordinary_ones(tmp_path: Pat
 @pytest.mark.slow
 def test_a_compiled_run_is_the_ordinary_one_and_resumes_to_the_bit(tmp_path: Path) -> None:
     assert "ordinary" in done(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # two updates a phase
+@pytest.mark.parametrize(("options", "phases"), [([], 0), (["--compiled"], 4)])
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
+def test_the_command_compiles_each_phase_once_if_asked_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], phases: int, seeds: list[str]
+) -> None:
+    asked: list[Any] = []
+
+    def leave(work: Any, **_: Any) -> Any:
+        asked.append(work)
+        return work
+
+    random_dataset(root, [9] * 5)
+    short = [f"--set={name}_updates=2" for name in PHASES] + ["--set=cautious=false"]
+    arguments = ["gem-policy", "train", "test/random-v0", "--out", str(root / "run"), *short]
+    monkeypatch.setattr(sys, "argv", [*arguments, *options, *seeds])
+    monkeypatch.setattr(torch, "compile", leave)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0 and len(asked) == phases
 
 
 def test_dropout_cannot_be_compiled(tmp_path: Path) -> None:

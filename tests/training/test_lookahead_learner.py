@@ -22,8 +22,9 @@ from gem_policy.training.learners import ValueLearner, expect
 from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
+from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.state import read_state
-from gem_policy.training.trainer import start_learner
+from gem_policy.training.trainer import Progress, start_learner
 
 # What the short runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -128,8 +129,12 @@ def test_a_known_system_is_learned(ends: bool) -> None:
 
 
 def test_several_steps_ahead_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    told: list[Progress] = []
     with pytest.raises(TrainingError, match="critic_steps=2.*critic_lookahead"):
-        run(dataset, tmp_path, replace(SHORT, critic_steps=2), network=AHEAD)
+        run(dataset, tmp_path, replace(SHORT, critic_steps=2), network=AHEAD, progress=told.append)
+    assert told == [], "before anything is trained"
+    with pytest.raises(TrainingError, match="critic_steps=2.*critic_lookahead"):
+        fit_seeds(dataset, tmp_path, replace(SHORT, critic_steps=2), seeds=2, network=AHEAD)
 
 
 @pytest.mark.parametrize("update", [20, 33, 38, 44, 50])
