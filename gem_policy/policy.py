@@ -221,8 +221,9 @@ class GEMPolicy(Predictor):
         It is made when a shape or selection settings are first met, which takes some ten seconds,
         and needs a C++ compiler (on a CPU) or Triton (on a GPU). Torch keeps eight of them, and
         whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
-        the graph is that of the compiled decision. A copy makes its own. Off unless asked for;
-        `predict`, with more than one candidate, and `decide`, without a count, obey it, and raise a
+        the graph is that of the compiled decision. On a CPU that others use too, leave it one
+        thread (`torch.set_num_threads`): its loops wait for their slowest part. A copy makes its
+        own. Off unless asked for; `predict`, with more than one candidate, and `decide`, without a count, obey it, and raise a
         `ConfigError` where torch cannot compile.
         """
         return self._compiled is not None
