@@ -223,8 +223,8 @@ class GEMPolicy(Predictor):
         whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
         the graph is that of the compiled decision. On a CPU that others use too, leave it one
         thread (`torch.set_num_threads`): its loops wait for their slowest part. A copy makes its
-        own. Off unless asked for; `predict`, with more than one candidate, and `decide`, without a count, obey it, and raise a
-        `ConfigError` where torch cannot compile.
+        own. Off unless asked for; `predict`, with more than one candidate, and `decide`, without a
+        count, obey it, and raise a `ConfigError` where torch cannot compile.
         """
         return self._compiled is not None
 
