@@ -313,9 +313,9 @@ def train(
             [write, log],
             play,
             evaluate_every,
-            seeds,
-            cuda_graph,
-            compiled,
+            seeds=seeds,
+            cuda_graph=cuda_graph,
+            compiled=compiled,
         )
     print("\n".join(f"Wrote {path}" for path in paths))
 

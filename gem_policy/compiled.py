@@ -1,4 +1,4 @@
-"""A decision as code that `torch.compile` makes of it: fewer and larger pieces of work.
+"""Code that `torch.compile` makes of decisions and updates: fewer and larger pieces of work.
 
 Most of the time of one decision goes into calling some hundred operations on small tensors, on a
 CPU and on a GPU; much of that of many decisions into passes over memory between the products.

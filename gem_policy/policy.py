@@ -218,7 +218,7 @@ class GEMPolicy(Predictor):
     def compiled(self) -> bool:
         """Whether deterministic decisions are those of code that `torch.compile` makes of them.
 
-        It is made when a shape or selection settings are first met, which takes some ten seconds,
+        It is made when a shape or selection settings are first met, which takes seconds to minutes,
         and needs a C++ compiler (on a CPU) or Triton (on a GPU). Torch keeps eight of them, and
         whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
         the graph is that of the compiled decision. On a CPU that others use too, leave it one

@@ -53,33 +53,56 @@ def test_nothing_is_compiled_unless_asked_for() -> None:
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
-    """What torch was asked to compile; it is left as it is."""
-    asked: list[Callable[..., Any]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often each function that torch was asked to compile is called; all are left as is."""
+    counts: list[int] = []
 
     def leave(work: Callable[..., Any], **_: Any) -> Callable[..., Any]:
-        asked.append(work)
-        return work
+        counts.append(0)
+        number = len(counts) - 1
+
+        def counted(*arguments: Any) -> Any:
+            counts[number] += 1
+            return work(*arguments)
+
+        return counted
 
     monkeypatch.setattr(torch, "compile", leave)
-    return asked
+    return counts
+
+
+def test_what_is_compiled_is_what_decides(calls: list[int]) -> None:
+    policy, rows = tiny_policy(), torch.randn(2, 3)
+    policy.decide(rows)
+    policy.compiled = True
+    policy.predict(rows.numpy(), deterministic=True)
+    assert calls == [2], "row by row"
+    policy.decide(rows)
+    assert calls == [3]
+    policy.predict(rows.numpy(), deterministic=False)
+    policy.decide(rows, torch.Generator().manual_seed(0))
+    policy.decide(rows, count=3)
+    policy.explain(rows[0].numpy())
+    policy.selection = policy.selection.replace(candidates=1)
+    policy.predict(rows.numpy(), deterministic=True)
+    assert calls == [3], "draws, other counts and the mode alone are not"
 
 
 @pytest.mark.parametrize(
     "again", [copy.copy, copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))]
 )
-def test_a_copy_compiles_its_own_decisions(again: Any, compilations: list[Any]) -> None:
+def test_a_copy_compiles_its_own_decisions(again: Any, calls: list[int]) -> None:
     policy = tiny_policy()
     assert again(policy).compiled is False
     policy.compiled = True
     other = again(policy)
-    assert other.compiled and len(compilations) == 2
+    assert other.compiled and len(calls) == 2
     other.selection = other.selection.replace(candidates=5)
     rows = torch.randn(2, 3)
     assert other.decide(rows).scores.shape == (2, 5)
     assert policy.decide(rows).scores.shape == (2, 12)
     policy.compiled = True
-    assert len(compilations) == 2, "it was already"
+    assert calls == [1, 1], "it was compiled already"
 
 
 def test_a_python_that_torch_does_not_compile_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,9 @@ def fit(
         cuda_graph: Whether to record the update of each phase once, and launch it as one CUDA
             graph, ten times as fast; see `gem_policy.training.cuda_graph`. None: where it can be.
         compiled: Whether `torch.compile` makes the code of the updates: three quarters of the time
-            on a CPU, after half a minute, and a C++ compiler is needed (on a GPU Triton). The run
-            is another one, to rounding, but the same when it is resumed with it.
+            on a CPU (`benchmarks/training_speed.py`), once every phase is compiled, for which a C++
+            compiler is needed (on a GPU Triton). The run is another one, to rounding, but the same
+            when it is resumed with it.
 
     Returns:
         The path of the checkpoint.
