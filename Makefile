@@ -17,6 +17,8 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUA
 
 BIN := .venv/bin
 READY := .venv/.ready
+# More than four processes, each with torch and the simulators in memory, gain little.
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 help:
@@ -26,7 +28,7 @@ demo: $(READY)
 	$(BIN)/gem-policy evaluate pointmaze-umaze --episodes 20 --candidates 1,4,16,64,256
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

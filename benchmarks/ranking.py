@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gem_policy import GEMPolicy, pretrained
 from gem_policy.environments import evaluation_spec, make_env
 from gem_policy.evaluate import machine
-from gem_policy.policy import MixturePredictor
+from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.ranking import reliability, score_components, summarize
 from gem_policy.rollouts import Objective, Start, candidate_returns, collect
 from gem_policy.spaces import ObservationReader

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from gem_policy.config import NetworkConfig, SelectionConfig
     from gem_policy.environments import make_env
     from gem_policy.errors import GEMError
-    from gem_policy.policy import GEMPolicy, MixturePredictor
+    from gem_policy.mixture_predictor import MixturePredictor
+    from gem_policy.policy import GEMPolicy
     from gem_policy.selection import Decision
 
 _HOME = {
@@ -29,7 +30,7 @@ _HOME = {
     "Decision": "selection",
     "GEMError": "errors",
     "GEMPolicy": "policy",
-    "MixturePredictor": "policy",
+    "MixturePredictor": "mixture_predictor",
     "NetworkConfig": "config",
     "SelectionConfig": "config",
     "make_env": "environments",

@@ -445,33 +445,3 @@ class GEMPolicy(Predictor):
         """One line: what it was trained on, where it computes and how it selects."""
         data = self.provenance.get("dataset_id", "unknown data")
         return f"GEMPolicy({data}, device={self.device}, {self._selection})"
-
-
-class MixturePredictor(Predictor):
-    """What a policy's mixture does without candidates or critics: the baselines of every table.
-
-    Args:
-        policy: Whose networks to use.
-        source: ``"behavior"``: the cloned data (behavior cloning), or ``"actor"``.
-        seed: Seed of the generator behind ``deterministic=False``.
-
-    ``predict(deterministic=True)`` returns the mean of the heaviest component, False a sample.
-    """
-
-    def __init__(self, policy: GEMPolicy, source: str, seed: int = 0) -> None:
-        if source not in ("behavior", "actor"):
-            raise ConfigError(f"`source` must be 'behavior' or 'actor', got {source!r}.")
-        super().__init__(policy.observation_space, policy.action_space, policy.device, seed)
-        self._policy = policy
-        self._mixture = policy.behavior_mixture if source == "behavior" else policy.mixture
-
-    def act(
-        self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
-    ) -> Float[Tensor, "batch action"]:
-        """Mode or sample of the mixture, in environment units."""
-        mixture = self._mixture(rows)
-        if generator is None:
-            action = mixture.mode()
-        else:
-            action = mixture.sample(1, generator).squeeze(-2)
-        return self._policy.scaler.invert(action.clamp(-1, 1))

@@ -11,7 +11,8 @@ from typing import Any
 
 from gem_policy.errors import ConfigError
 from gem_policy.evaluate import CONFIDENCE, RESAMPLES, ReportRow, machine
-from gem_policy.policy import GEMPolicy, MixturePredictor
+from gem_policy.mixture_predictor import MixturePredictor
+from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor
 
 

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         "format": ["ruff", "format", *([] if options.fix else ["--check"]), "."],
         "lint": ["ruff", "check", *(["--fix"] if options.fix else []), "."],
         "types": ["mypy"],
-        "tests": ["pytest", "-q"],
+        "tests": ["pytest", "-q", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"],
     }
     if options.no_tests:
         del steps["tests"]

@@ -19,7 +19,8 @@ from gem_policy import pretrained
 from gem_policy.checkpoint import WEIGHTS_FILE, save_folder
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
-from gem_policy.policy import GEMPolicy, MixturePredictor, choose_device
+from gem_policy.mixture_predictor import MixturePredictor
+from gem_policy.policy import GEMPolicy, choose_device
 
 POLICY = tiny_policy()
 SHAPES = st.sampled_from([(), (3,), (3, 2), (0,)])
@@ -289,31 +290,6 @@ def test_the_support_percentile_is_the_share_of_the_data_below(values: list[floa
     got = POLICY.support_percentile(torch.tensor(values)).tolist()
     expected = [100 * sum(p <= v for p in points) / len(points) for v in values]
     assert got == pytest.approx(expected, abs=1e-3)
-
-
-# -- baselines -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", ["actor", "behavior"])
-def test_a_mixture_predictor_gives_mode_and_samples_of_its_mixture(source: str) -> None:
-    player = MixturePredictor(POLICY, source)
-    rows = observations(3)
-    mixture = POLICY.mixture(rows) if source == "actor" else POLICY.behavior_mixture(rows)
-    mode, _ = player.predict(rows.numpy(), deterministic=True)
-    np.testing.assert_allclose(mode, POLICY.scaler.invert(mixture.mode()), atol=1e-5)
-    many = np.repeat(rows[:1].numpy(), 4000, axis=0)
-    drawn = POLICY.scaler.apply(torch.from_numpy(player.predict(many)[0]))
-    weights = torch.softmax(mixture.logits[0], -1)
-    clipped = mixture.sample(200_000, torch.Generator().manual_seed(0))[0].clamp(-1, 1)
-    assert weights.shape[0] > 1
-    # Five standard errors of a mean of 4000: a right sampler exceeds them once in a million.
-    error = 5 * clipped.std(0) / 4000**0.5
-    assert ((drawn.mean(0) - clipped.mean(0)).abs() < error + 0.01).all()
-
-
-def test_a_mixture_predictor_of_nothing_known_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'behavior' or 'actor', got 'critic'"):
-        MixturePredictor(POLICY, "critic")
 
 
 def test_public_names_are_there_and_others_are_not() -> None:

@@ -21,7 +21,8 @@ from strategies import selections
 
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import SpaceError
-from gem_policy.policy import GEMPolicy, MixturePredictor
+from gem_policy.mixture_predictor import MixturePredictor
+from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor
 
 each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())

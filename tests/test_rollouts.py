@@ -13,7 +13,8 @@ from fakes import LinearEnv, tiny_checkpoint, tiny_policy
 
 from gem_policy import rollouts
 from gem_policy.errors import ConfigError
-from gem_policy.policy import GEMPolicy, MixturePredictor
+from gem_policy.mixture_predictor import MixturePredictor
+from gem_policy.policy import GEMPolicy
 from gem_policy.rollouts import Job, Objective, Start, candidate_returns, collect, roll_out
 from gem_policy.simulators import Snapshot
 

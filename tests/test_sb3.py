@@ -35,7 +35,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from gem_policy.errors import CheckpointError, DependencyError, SpaceError
-from gem_policy.policy import GEMPolicy, MixturePredictor
+from gem_policy.mixture_predictor import MixturePredictor
+from gem_policy.policy import GEMPolicy
 from gem_policy.sb3 import SB3Model, SB3Policy
 
 each_space = pytest.mark.parametrize("space", [BOX, GOAL], ids=["box", "goal"])

@@ -26,8 +26,8 @@ from gem_policy import GEMPolicy
 from gem_policy.environments import env_maker
 from gem_policy.errors import CheckpointError, ConfigError
 from gem_policy.evaluate import ReportRow, rollout
+from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.normalize import ActionScaler
-from gem_policy.policy import MixturePredictor
 from gem_policy.predictor import Predictor
 from gem_policy.report import Player, players, report_document
 
