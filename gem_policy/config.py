@@ -139,7 +139,9 @@ class SelectionConfig:
     Attributes:
         candidates: N, actions proposed per observation. The budget.
         kappa: Pessimism: standard deviations of the ensemble below its mean.
-        support_weight: lambda, weight of the standardized log-density of the behavior model.
+        support_weight: lambda, weight of the standardized log-density of the behavior model. Where
+            a rare action is the best one, what is rare must not count for much: 0.5 (bandits in
+            DESIGN.md).
         value_scale: ``"standardized"``: the bound is also standardized within the state's own
             candidates, so that one lambda serves tasks of any reward scale. ``"raw"``: it is not,
             which is the abstract's formula to the letter.

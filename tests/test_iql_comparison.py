@@ -18,7 +18,7 @@ from fakes import BOX, GOAL, sample, tiny_policy
 from layout import ROOT
 from small_datasets import GOALS, random_episode, slow_transitions, write_dataset
 
-from gem_policy.config import NetworkConfig
+from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import CheckpointError, ConfigError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import load
@@ -209,7 +209,7 @@ def test_the_readme_says_what_was_measured() -> None:
     assert f"{table.START}\n{table.body()}\n{table.END}" in text
 
 
-def row(label: str, mean: float, **settings: float) -> dict[str, Any]:
+def row(label: str, mean: float, **settings: Any) -> dict[str, Any]:
     """A row of results with a return of ``mean`` +- 1."""
     summary = {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}}
     return {"label": label, "settings": settings, "summary": summary}
@@ -230,9 +230,13 @@ def test_a_row_of_the_table_is_a_record() -> None:
 
 
 def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
+    chosen = asdict(SelectionConfig(candidates=7))
+    alone = asdict(SelectionConfig(candidates=1, kappa=9.0))  # chooses nothing
+    rows = [row("GEM N=7", 1.0, **chosen), row("GEM N=1", 1.0, **alone), row("actor mode", 1.0)]
     own: dict[str, Any] = {
         "train": asdict(TrainConfig(seed=7)),
         "network": json.loads(json.dumps(asdict(NetworkConfig(3, 2)))),
+        "rows": rows,
     }
     assert table.with_defaults(own)
     for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):
@@ -241,6 +245,9 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
             less = {k: v for k, v in own[part].items() if k != name}
             assert not table.with_defaults({**own, part: less})
             assert not table.with_defaults({**own, part: {**own[part], name: "another"}})
+    for name in set(chosen) - {"candidates"}:
+        other = row("GEM N=7", 1.0, **{**chosen, name: "another"})
+        assert not table.with_defaults({**own, "rows": [*rows[1:], other]}), name
 
 
 def test_a_gain_is_a_difference_of_means_with_its_standard_error() -> None:
@@ -254,6 +261,7 @@ def test_a_gain_is_a_difference_of_means_with_its_standard_error() -> None:
     assert table.gains([other])[1] == f"-4 ± {math.sqrt(0.5 / 2):.0f}"
     # Of two trainings, 11 and 10: what they differ by, whatever their episodes do.
     assert table.gains([one, other]) == ["+10 ± 0", ""]
+    assert table.gains([one, other, {1: one[1]}]) == ["+10 ± 0 (2)", ""]
     assert table.gains([one, {1: one[1]}]) == ["", ""]
 
 
@@ -261,7 +269,7 @@ def test_a_budget_stands_under_its_own_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
-        rows = [row(f"GEM N={n}", 10.0 * n, candidates=n) for n in counts]
+        rows = [row(f"GEM N={n}", 10.0 * n, **asdict(SelectionConfig(n))) for n in counts]
         train = asdict(TrainConfig(seed=len(name)))
         network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
         document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
@@ -276,7 +284,7 @@ def test_a_budget_stands_under_its_own_count(
     assert table.budgets() == [
         columns,
         "| --- | --- | --- | --- | --- | --- |",
-        "| a, mean of 3 | 5 from 6 |  | 40 |  |  |",
+        "| a, mean of 3 | 5 from 6 | 10 (2) | 40 |  |  |",
         f"| a | 5 from 6 | {cells}",
         f"| a, lookahead | 5 from 6 | {cells}",
         "| a, seed 1 | 5 from 6 |  | 40 [39, 41] |  |  |",

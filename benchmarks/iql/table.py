@@ -9,8 +9,8 @@ and the *_budget.json there, each written by
                             --candidates 1,4,16,64,256 --json FILE
 
 A word between a file's first and its last says what is special about the run, such as a training
-seed other than 0. Of both only trainings with today's defaults, all settings but the seed, are
-shown: what was made with earlier ones stays on record.
+seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
+but the seed, of selection but N: what was made with earlier ones stays on record.
 
 Run again it changes nothing.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gem_policy.config import NetworkConfig
+from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -72,13 +72,22 @@ def name_of(dataset_id: str) -> str:
 
 
 def with_defaults(document: dict[str, Any]) -> bool:
-    """Whether what was played was trained with today's defaults, networks included."""
+    """Whether what was played was trained, and chooses, with today's defaults."""
     train, network = document.get("train"), document.get("network")
     if train is None or network is None:
         return False
     default = asdict(NetworkConfig(network["observation_size"], network["action_size"]))
     same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
-    return same and train == asdict(TrainConfig(seed=train["seed"]))
+    return same and train == asdict(TrainConfig(seed=train["seed"])) and chooses_so(document)
+
+
+def chooses_so(document: dict[str, Any]) -> bool:
+    """Whether the policy's rows have today's settings of selection, whatever their budget.
+
+    With one candidate there is nothing to choose: such a row counts, whatever its settings.
+    """
+    counts = {n: row["settings"] for n, row in curve_of(document).items() if n > 1}
+    return all(own == asdict(SelectionConfig(candidates=n)) for n, own in counts.items())
 
 
 def gains(curves: list[Curve]) -> list[str]:
@@ -89,24 +98,32 @@ def gains(curves: list[Curve]) -> list[str]:
     """
     cells = []
     for count in GAINS:
-        if not all({1, count} <= set(curve) for curve in curves):
+        played = [curve for curve in curves if {1, count} <= set(curve)]
+        pairs = [[np.array(curve[n]["episodes"]["return"]) for n in (1, count)] for curve in played]
+        differences = np.array([many.mean() - one.mean() for one, many in pairs])
+        if not pairs or len(pairs) == 1 < len(curves):
             cells.append("")
             continue
-        pairs = [[np.array(curve[n]["episodes"]["return"]) for n in (1, count)] for curve in curves]
-        differences = np.array([many.mean() - one.mean() for one, many in pairs])
-        if len(pairs) == 1:
+        if len(curves) == 1:
             error = np.hypot(*(x.std(ddof=1) / len(x) ** 0.5 for x in pairs[0]))
         else:
             error = differences.std(ddof=1) / len(pairs) ** 0.5
-        cells.append(f"{differences.mean():+.0f} ± {error:.0f}")
+        cells.append(f"{differences.mean():+.0f} ± {error:.0f}{fewer(played, curves)}")
     return cells
 
 
 def mean_of(curves: list[Curve], count: int) -> str:
-    """Mean over trainings of the mean return; nothing where one of them was not played."""
-    if not all(count in curve for curve in curves):
+    """Mean over trainings of the mean return, of those in which it was played."""
+    played = [curve for curve in curves if count in curve]
+    if not played:
         return ""
-    return f"{np.mean([c[count]['summary']['return']['mean'] for c in curves]):.0f}"
+    mean = np.mean([curve[count]["summary"]["return"]["mean"] for curve in played])
+    return f"{mean:.0f}{fewer(played, curves)}"
+
+
+def fewer(played: list[Curve], curves: list[Curve]) -> str:
+    """In brackets how many trainings a number is of, if not of all."""
+    return "" if len(played) == len(curves) else f" ({len(played)})"
 
 
 def curve_of(document: dict[str, Any]) -> Curve:

@@ -70,7 +70,7 @@ class TrainConfig:
             is never visited in such data. None: only the dataset's own terminations do.
         holdout: Fraction of the episodes kept out of training, for validation and calibration.
         dropout: Probability of a hidden unit of behavior model and actor to be dropped in an
-            update; 0.1 to 0.2 helps where there are few demonstrations. Never when deployed.
+            update. For few demonstrations, though on door's 25 it was no help. Never when deployed.
         weight_decay: AdamW's, decoupled: every update multiplies the weight matrices of all
             networks (not the biases) with 1 - rate * weight_decay.
         patience: Early stopping of behavior model and actor. Their held-out log-likelihood

@@ -13,7 +13,7 @@ from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.episodes import LEAST_TRANSITIONS, episode_weights
-from gem_policy.training.memory import TRAINING, check_room
+from gem_policy.training.memory import check_room, training_bytes
 from gem_policy.training.replay import Replay, look_ahead
 from gem_policy.training.transitions import Transitions
 
@@ -69,7 +69,7 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
         DatasetError: The data fit into memory, but what is made of them would not.
     """
     data = dataset.transitions
-    check_room(dataset.id, len(data), TRAINING * data.nbytes / len(data), "Training on")
+    check_room(dataset.id, len(data), training_bytes(data.nbytes / len(data)), "Training on")
     training, held_out = split(dataset, config.holdout, config.seed)
     rewards = dataset.transitions.rewards
     if float(rewards.min()) == float(rewards.max()) and not bool(

@@ -134,6 +134,14 @@ class Replay:
         return chosen
 
 
+def evenly_spaced_numbers(
+    transitions: int, rows: int, device: torch.device
+) -> Int[Tensor, " rows"]:
+    """At most ``rows`` of the numbers below ``transitions``, evenly spaced; always the same."""
+    count = min(rows, transitions)
+    return torch.arange(count, device=device) * transitions // max(count, 1)
+
+
 def look_ahead(
     rewards: Float[Tensor, " transitions"],
     continues: Float[Tensor, " transitions"],

@@ -18,6 +18,7 @@ import torch
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
+from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge, judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import Update, records, updates_of
@@ -25,7 +26,13 @@ from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
 from gem_policy.training.generalization import guide, measure
-from gem_policy.training.learners import CriticLearner, ValueLearner, expect
+from gem_policy.training.learners import (
+    ActorLearner,
+    BehaviorLearner,
+    CriticLearner,
+    ValueLearner,
+    expect,
+)
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
@@ -58,7 +65,7 @@ def fit_seeds(
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
 
-    Held-out metrics and dead components are not reported, as `fit` does for one seed.
+    Held-out metrics are not reported, as `fit` does for one seed.
 
     Args:
         dataset: What `gem_policy.training.load` returned, or what it takes: an id or a path.
@@ -79,8 +86,8 @@ def fit_seeds(
         The paths of the checkpoints, each the same as `fit` writes for its seed, to rounding.
 
     Warns:
-        TrainingWarning: A seed's critics agree better off the data than on it, or its critics or
-            behavior model know too little of held-out episodes.
+        TrainingWarning: What `fit` gives it for, of one seed; of lost components the message names
+            the seed.
 
     Raises:
         ConfigError: ``seeds`` is no count, the last seed is too large, or torch cannot compile
@@ -197,7 +204,16 @@ def _train(
                 log_every,
                 save_seconds,
             )
+            warn_of_lost(name, learner, shared)
     return learners
+
+
+def warn_of_lost(phase: str, learner: StackedLearner, shared: SharedReplay) -> None:
+    """`warn_of_lost_components` of each seed's mixture, if the phase trained mixtures."""
+    for i, (seed, own) in enumerate(zip(learner.seeds, learner.learners, strict=True)):
+        if isinstance(own, BehaviorLearner | ActorLearner):
+            batch = shared.evenly_spaced(i, life_signs.ROWS, ActorLearner.reads)
+            life_signs.warn_of_lost_components(phase, own.model, batch, f"seed {seed}'s ")
 
 
 def _run_phase(

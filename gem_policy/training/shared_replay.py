@@ -24,7 +24,15 @@ from gem_policy.training.preparation import (
     reward_factor,
     training_numbers,
 )
-from gem_policy.training.replay import CHUNK, FIELDS, ROWS, Batch, Replay, Sampler
+from gem_policy.training.replay import (
+    CHUNK,
+    FIELDS,
+    ROWS,
+    Batch,
+    Replay,
+    Sampler,
+    evenly_spaced_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,13 @@ class SharedReplay:
             own = slice(seed, seed + 1)
             for place in torch.split(torch.arange(start, end, device=self.device), ROWS):
                 yield self._taken(place, reads, self.mean[own], self.std[own])
+
+    def evenly_spaced(self, seed: int, rows: int, reads: frozenset[str]) -> Batch:
+        """At most ``rows`` transitions of one seed, those that its own replay would give."""
+        ends = [*self.starts[1:].tolist(), len(self.numbers)]
+        start, own = int(self.starts[seed]), slice(seed, seed + 1)
+        place = evenly_spaced_numbers(ends[seed] - start, rows, self.device) + start
+        return self._taken(place, reads, self.mean[own], self.std[own])
 
     def place(self, chosen: Int[Tensor, "seeds part"]) -> Int[Tensor, " batch"]:
         """Where the transitions with the given numbers stand among the `parts`."""

@@ -125,8 +125,8 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
     if different:
         told = "; ".join(f"{k}: {state.run.get(k)!r} then, {run.get(k)!r} now" for k in different)
         raise TrainingError(
-            f"{folder} holds a run with other settings ({told}). Resume with the old ones, or "
-            "give another --out."
+            f"{folder} holds a run with other settings or data ({told}). Resume with the old ones, "
+            "or give another --out."
         )
     return state
 

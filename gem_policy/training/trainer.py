@@ -24,6 +24,7 @@ from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
 from gem_policy.spaces import observation_size
+from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import records, updates_of
@@ -40,7 +41,6 @@ from gem_policy.training.learners import (
     ValueLearner,
     expect,
 )
-from gem_policy.training.life_signs import component_usage, warn_of_dead_components
 from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
@@ -61,7 +61,6 @@ PHASES: dict[str, type[Learner]] = {
     "actor": ActorLearner,
 }
 Evaluate = Callable[[Checkpoint], Mapping[str, float]]
-USAGE_ROWS = 8192  # transitions that decide whether a component is dead
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,9 @@ def fit(
         The path of the checkpoint.
 
     Warns:
-        TrainingWarning: A component of a mixture is unused at the end of its phase, or the critics
-            agree better off the data than on it, or critics or behavior model know too little of
-            held-out episodes.
+        TrainingWarning: A component of a mixture is unused at the end of its phase, or all are as
+            good as one, or the critics agree better off the data than on it, or critics or behavior
+            model know too little of held-out episodes.
 
     Raises:
         TrainingError: A loss became NaN or infinite, or the values larger than the rewards allow
@@ -202,6 +201,7 @@ def identity(dataset: Dataset, config: TrainConfig, net: NetworkConfig) -> dict[
     return {
         "dataset": dataset.id,
         "steps": len(dataset.transitions),
+        "checksum": dataset.transitions.checksum,
         "train": dataclasses.asdict(config),
         "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
     }
@@ -350,8 +350,8 @@ def _run_phase(
             last_save = time.monotonic()
     save_learners(told.run, name, learners, told.out)
     if isinstance(learner, BehaviorLearner | ActorLearner):
-        seen = evenly_spaced(training, USAGE_ROWS)
-        warn_of_dead_components(name, component_usage(learner.model, seen))
+        seen = evenly_spaced(training, life_signs.ROWS)
+        life_signs.warn_of_lost_components(name, learner.model, seen)
 
 
 def _spread_metrics(spread: Mapping[str, float | None]) -> dict[str, float]:

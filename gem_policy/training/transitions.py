@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,6 +88,14 @@ class Transitions:
     def nbytes(self) -> int:
         """Memory of all tensors in bytes."""
         return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+    @property
+    def checksum(self) -> str:
+        """CRC-32 of all tensors as 8 hex digits: other data have another, but for one in 2^32."""
+        found = 0
+        for field in fields(self):
+            found = crc32(getattr(self, field.name).cpu().contiguous().numpy().data, found)
+        return f"{found:08x}"
 
     @property
     def lengths(self) -> Int[Tensor, " episodes"]:

@@ -6,16 +6,14 @@ import torch
 
 from gem_policy.training.learners import ActorLearner, BehaviorLearner, Learner
 from gem_policy.training.life_signs import component_distance
-from gem_policy.training.replay import Batch, Replay
+from gem_policy.training.replay import Batch, Replay, evenly_spaced_numbers
 
 HELD_OUT_ROWS = 2048  # a reading costs about as much as three updates
 
 
 def evenly_spaced(replay: Replay, rows: int) -> Batch:
     """At most ``rows`` transitions, evenly spaced over the data; always the same ones."""
-    count = len(replay)
-    chosen = torch.arange(min(rows, count), device=replay.index.device)
-    return replay.batch(chosen * count // max(min(rows, count), 1))
+    return replay.batch(evenly_spaced_numbers(len(replay), rows, replay.device))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import mixtures
+from tiny_runs import SHORT, TINY, random_dataset, run
 
 from gem_policy.errors import GEMWarning, TrainingWarning
 from gem_policy.mixture import GaussianMixture
-from gem_policy.training.life_signs import component_distance, warn_of_dead_components
+from gem_policy.training import life_signs
+from gem_policy.training.life_signs import (
+    component_distance,
+    warn_of_dead_components,
+    warn_of_overlap,
+)
+from gem_policy.training.seeds import fit_seeds
 
 
 @given(mixtures(batch=st.sampled_from([(1,), (5,)])))
@@ -63,3 +71,34 @@ def test_living_components_are_no_news(usage: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_dead_components("actor", torch.tensor(usage))
+
+
+def test_means_that_fell_together_are_told_with_whose_they_are() -> None:
+    told = "(?s)seed 3's actor model overlap.*0.5 standard deviations.*actor_updates.*_components"
+    for distance in (0.5, float("nan")):
+        with pytest.warns(TrainingWarning, match=told.replace("0.5", f"{distance:.2g}")):
+            warn_of_overlap("actor", distance, "seed 3's ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_overlap("behavior", 1.0)
+
+
+@pytest.mark.parametrize("lost", ["DEAD", "OVERLAP"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_runs_tell_what_they_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, lost: str
+) -> None:
+    # No run is so even that each component has its equal share, nor so far apart.
+    monkeypatch.setattr(life_signs, lost, 1.0 if lost == "DEAD" else 1e9)
+    dataset, told = random_dataset(tmp_path, [9] * 5), {"DEAD": "unused", "OVERLAP": "overlap"}
+    with pytest.warns(TrainingWarning) as seen:
+        if seeds == 1:
+            run(dataset, tmp_path / "run")
+        else:
+            fit_seeds(dataset, tmp_path / "run", SHORT, seeds=2, network=TINY)
+    messages = [str(w.message) for w in seen if told[lost] in str(w.message)]
+    owners = ["the "] if seeds == 1 else ["seed 0's ", "seed 1's "]
+    expected = [f"{owner}{phase} model" for phase in ("behavior", "actor") for owner in owners]
+    assert len(messages) == len(expected)
+    for message, who in zip(messages, expected, strict=True):
+        assert who in message

@@ -14,7 +14,7 @@ from gem_policy.errors import ConfigError, DatasetError
 from gem_policy.training import dataset as datasets
 from gem_policy.training import memory
 from gem_policy.training.dataset import load
-from gem_policy.training.memory import LOADING, TRAINING, available_bytes, step_bytes
+from gem_policy.training.memory import LOADING, available_bytes, step_bytes, training_bytes
 from gem_policy.training.preparation import prepare
 
 LENGTHS = (5, 3, 8, 2, 6)
@@ -54,9 +54,18 @@ def test_what_does_not_fit_is_refused_before_it_is_read(monkeypatch: pytest.Monk
     load("test/big-v0")
 
 
+def test_a_run_is_not_thought_to_take_less_than_was_measured() -> None:
+    assert training_bytes(step_bytes(8, 2)) >= 309
+    assert training_bytes(step_bytes(17, 6)) >= 449
+
+
 def test_what_cannot_be_trained_on_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load("test/big-v0")
-    room(monkeypatch, data.transitions.nbytes * TRAINING - 1)
+    steps = len(data.transitions)
+    needed = steps * training_bytes(data.transitions.nbytes / steps)
+    room(monkeypatch, needed + 1)
+    prepare(data, SHORT, torch.device("cpu"))
+    room(monkeypatch, needed - 1)
     with pytest.raises(DatasetError, match="Training on `test/big-v0` needs.*max_steps="):
         prepare(data, SHORT, torch.device("cpu"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress as RichProgress
 from small_datasets import random_episode, write_dataset
 from tiny_runs import SHORT, TINY, run
 
@@ -21,6 +24,7 @@ from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
 from gem_policy.policy import GEMPolicy
+from gem_policy.training import run as command
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.preparation import prepare
@@ -161,6 +165,22 @@ def test_without_wandb_the_advice_is_to_install_it(
 
 
 # -- three lines -----------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_lines_say_how_long_it_will_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([1000.0, 1010.0, 1120.0])
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    written = io.StringIO()
+    bar = RichProgress(console=Console(file=written, width=200))
+    report = command._report(bar, [])
+    report(Progress("value", 5, 100, 105, 400, {}))  # resumed: 104 were done before
+    report(Progress("value", 6, 100, 106, 400, {"value/loss": 1.5}))
+    assert written.getvalue() == "", "ten seconds are too soon for a line"
+    report(Progress("value", 40, 100, 140, 400, {"value/loss": 1.5}))
+    # 36 updates took two minutes, 260 are to come.
+    assert written.getvalue().startswith("140/400, about 14 min left; value: loss 1.5")
 
 
 def test_fit_takes_names_and_paths_as_text(dataset: Dataset, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from gem_policy.training.shared_replay import SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
 from gem_policy.training.state import STATE_FILE, read_state
 from gem_policy.training.trainer import PHASES, Progress, fit, network_for, start_learner
+from gem_policy.training.validation import evenly_spaced
 
 # What these runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -145,6 +146,19 @@ def test_each_seed_is_the_run_that_it_is_alone(
     assert float((weights[0] - weights[1]).abs().max()) > 0.1, "far above the tolerance"
 
 
+def test_evenly_spaced_transitions_are_those_of_the_seeds_own_replay(dataset: Dataset) -> None:
+    configs = [replace(SHORT, seed=seed) for seed in SEEDS]
+    shared = share(dataset, configs, CPU)
+    for i, config in enumerate(configs):
+        training = prepare(dataset, config, CPU).training
+        for rows in (7, 10**6):
+            own = evenly_spaced(training, rows)
+            got = shared.evenly_spaced(i, rows, frozenset({"observations", "actions", "weights"}))
+            assert len(own.actions) == min(rows, len(training))
+            for name in ("observations", "actions", "weights"):
+                assert torch.equal(getattr(got, name), getattr(own, name))
+
+
 def test_each_seeds_batches_are_to_the_bit_those_of_its_own_replay(dataset: Dataset) -> None:
     configs = [replace(SHORT, seed=seed, value_steps=3) for seed in SEEDS]
     shared = share(dataset, configs, CPU)
@@ -235,10 +249,10 @@ def test_a_run_of_one_seed_and_of_several_do_not_resume_each_other(
     shortest: dict[str, Any] = {f"{phase}_updates": 1 for phase in PHASES}
     config = replace(SHORT, **shortest)
     fit(dataset, tmp_path / "one", config, network=TINY)
-    with pytest.raises(TrainingError, match=r"other settings \(seeds: None then, 3 now\)"):
+    with pytest.raises(TrainingError, match=r"settings or data \(seeds: None then, 3 now\)"):
         run(dataset, tmp_path / "one", config)
     run(dataset, tmp_path / "three", config)
-    with pytest.raises(TrainingError, match=r"other settings \(seeds: 3 then, 2 now\)"):
+    with pytest.raises(TrainingError, match=r"settings or data \(seeds: 3 then, 2 now\)"):
         fit_seeds(dataset, tmp_path / "three", config, seeds=2, network=TINY)
     with pytest.raises(TrainingError, match="seeds: 3 then, None now"):
         fit(dataset, tmp_path / "three", config, network=TINY)

@@ -150,12 +150,12 @@ def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     """SIGKILL: nothing can be tidied up. The moments are random up to the machine's own timing."""
-    long = TrainConfig(**{**vars(SHORT), "value_updates": 400})
+    long = replace(SHORT, **{f"{name}_updates": 150 for name in PHASES})
     whole = run(dataset, tmp_path / "whole", long)
     out = tmp_path / "killed"
     moments = random.Random(0)
-    for _ in range(2):
-        target = moments.randint(20, 380)
+    for phase in (1, 2, 3):  # values, critics, actor
+        target = 150 * phase + moments.randint(10, 120)
         command = [sys.executable, "-c", SCRIPT, repr(TINY), repr(vars(long)), str(out)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
         assert process.stdout is not None
@@ -184,11 +184,23 @@ def test_other_settings_do_not_resume_a_run(
     with pytest.raises(Stop):
         run(dataset, tmp_path, progress=stop_at(20))
     before = (tmp_path / STATE_FILE).read_bytes()
-    with pytest.raises(TrainingError, match=f"(?s)other settings.*{told}.*another --out"):
+    with pytest.raises(TrainingError, match=f"(?s)other settings or data.*{told}.*another --out"):
         run(dataset, tmp_path, TrainConfig(**{**vars(SHORT), **change}))
     with pytest.raises(TrainingError, match="(?s)other settings.*critics"):
         run(dataset, tmp_path, network={**TINY, "critics": 3})
     assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_other_data_of_the_same_name_and_size_do_not_resume_a_run(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(Stop):
+        run(dataset, tmp_path, progress=stop_at(20))
+    rewards = dataset.transitions.rewards.clone()
+    rewards[3] += 1
+    other = replace(dataset, transitions=replace(dataset.transitions, rewards=rewards))
+    with pytest.raises(TrainingError, match="(?s)other settings or data.*checksum: "):
+        run(other, tmp_path)
 
 
 def test_a_damaged_state_is_named(dataset: Dataset, tmp_path: Path) -> None:
