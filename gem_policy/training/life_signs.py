@@ -26,8 +26,8 @@ ROWS = 8192  # transitions that are looked at
 _ADVICE = {
     "behavior": "Take fewer behavior_components, or let it learn for more behavior_updates.",
     "actor": (
-        "Raise responsibility_floor (0.01, say), take fewer actor_components, or a larger "
-        "weight_temperature, so that more of the data count."
+        "Take fewer actor_components, or a larger weight_temperature, so that more of the data "
+        "count. A responsibility_floor of 0.01 keeps components alive, but blurs the others."
     ),
 }
 

@@ -55,7 +55,7 @@ def test_the_distance_knows_no_weights_and_counts_standard_deviations() -> None:
 
 @pytest.mark.parametrize(
     ("phase", "advice"),
-    [("behavior", "behavior_components"), ("actor", "responsibility_floor.*weight_temperature")],
+    [("behavior", "behavior_components"), ("actor", "weight_temperature.*responsibility_floor")],
 )
 def test_a_dead_component_is_named_with_what_to_do(phase: str, advice: str) -> None:
     usage = torch.tensor([0.6, 0.39, 0.01, 0.0])
