@@ -1,7 +1,7 @@
 """How far are estimates from data alone from the returns of the simulator?
 
-    python benchmarks/offline_estimates.py POLICY DATASET [--candidates 1,4,16]
-        [--support-weight 0,0.3,3] [--updates 3000] [--starts 40] [--json FILE]
+    python benchmarks/offline_estimates.py POLICY DATASET [--candidates 1,4,16] [--kappa 0.3,3]
+        [--support-weight 0,1,3] [--updates 3000] [--starts 40] [--json FILE]
 
 Fitted Q evaluation of every setting (`gem-policy estimate`), beside the discounted return that the
 same setting earns in the simulator from the same starts: those of held-out episodes, position,
@@ -103,7 +103,7 @@ def measure(policy: GEMPolicy, data: Dataset, options: Any, bar: Any) -> dict[st
     selections = grid(
         policy.selection,
         numbers(options.candidates, int, "--candidates"),
-        [],
+        numbers(options.kappa, float, "--kappa"),
         numbers(options.support_weight, float, "--support-weight"),
     )
     config = FittedQConfig(
@@ -125,6 +125,7 @@ def measure(policy: GEMPolicy, data: Dataset, options: Any, bar: Any) -> dict[st
         settings.append(
             {
                 "candidates": one.selection.candidates,
+                "kappa": one.selection.kappa,
                 "support_weight": one.selection.support_weight,
                 "estimated": asdict(one.value),
                 "estimated_here": float(here.mean()),
@@ -164,13 +165,15 @@ def table(row: dict[str, Any]) -> str:
     """A row as Markdown."""
     lines = [
         f"{row['policy']}, {row['starts']} starts",
-        "| N | lambda | estimated | real | ended, % | Pearson over starts | spread | drift |",
-        "| --- " * 8 + "|",
+        "| N | kappa | lambda | estimated | real | ended, % | Pearson over starts | spread "
+        "| drift |",
+        "| --- " * 9 + "|",
     ]
     for x in row["settings"]:
         real = x["real"]
         lines.append(
-            f"| {x['candidates']} | {x['support_weight']:g} | {x['estimated_here']:.4f} | "
+            f"| {x['candidates']} | {x['kappa']:g} | {x['support_weight']:g} | "
+            f"{x['estimated_here']:.4f} | "
             f"{real['mean']:.4f} [{real['low']:.4f}, {real['high']:.4f}] | {100 * x['ended']:.0f} "
             f"| {x['pearson']:.2f} | {x['spread']:.4f} | {x['drift']:.4f} |"
         )
@@ -191,7 +194,8 @@ def main() -> None:
     parser.add_argument("policy", help="shipped name, file, folder or hf://org/repo")
     parser.add_argument("dataset", help="Minari id or path")
     parser.add_argument("--candidates", default="1,4,16")
-    parser.add_argument("--support-weight", default="0,0.3,3")
+    parser.add_argument("--kappa", default="0.3,3")
+    parser.add_argument("--support-weight", default="0,1,3")
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--target-rate", type=float, default=0.1)
     parser.add_argument("--transitions", type=int, default=20_000)
