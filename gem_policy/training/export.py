@@ -34,7 +34,7 @@ from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
 from gem_policy.training.replay import Replay
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
-from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
+from gem_policy.training.validation import held_out_batch
 
 ROWS = 8192  # transitions evaluated at once
 
@@ -80,7 +80,7 @@ def finish(
         behavior = expect(learners["behavior"], BehaviorLearner)
         expect(learners["actor"], ActorLearner).become(behavior.model)
     critics = expect(learners["critic"], CriticLearner).critics
-    spread = critic_spread(critics, evenly_spaced(held_out, HELD_OUT_ROWS), config.seed)
+    spread = critic_spread(critics, held_out_batch(held_out), config.seed)
     warn_of_small_spread(spread)
     warn_of_poor_generalization(known, config)
     measured = {"critic_spread": spread, "generalization": asdict(known)}

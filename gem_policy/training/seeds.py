@@ -19,7 +19,7 @@ from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
 from gem_policy.training import life_signs
-from gem_policy.training.advantages import judge, judge_both
+from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import Update, records, updates_of
 from gem_policy.training.dataset import Dataset, load
@@ -34,8 +34,9 @@ from gem_policy.training.learners import (
     expect,
 )
 from gem_policy.training.preparation import prepare
-from gem_policy.training.replay import Replay
+from gem_policy.training.replay import Batch
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
+from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.stacked import StackedLearner
 from gem_policy.training.state import STATE_FILE, load_state, save_learners, stop_if_broken
 from gem_policy.training.trainer import (
@@ -46,6 +47,7 @@ from gem_policy.training.trainer import (
     network_for,
     start_learner,
 )
+from gem_policy.training.validation import held_out_batch, held_out_metrics
 
 
 def fit_seeds(
@@ -64,8 +66,6 @@ def fit_seeds(
     compiled: bool = False,
 ) -> list[Path]:
     """Train policies of consecutive seeds at once, or go on with a run that was stopped.
-
-    Held-out metrics are not reported, as `fit` does for one seed.
 
     Args:
         dataset: What `gem_policy.training.load` returned, or what it takes: an id or a path.
@@ -176,6 +176,7 @@ def _train(
     """All phases, from the saved state if there is one."""
     saved = load_state(out, run)
     shared = share(dataset, configs, device)
+    unseen = [held_out_batch(prepare(dataset, own, device).held_out) for own in configs]
     learners: dict[str, StackedLearner] = {}
     names = list(PHASES)
     for number, name in enumerate(names):
@@ -186,9 +187,9 @@ def _train(
             done = saved.step if name == saved.phase else learner.updates
             learner.restore(saved.own(name), done)
         if name == "critic":
-            shared = judge_all(shared, dataset, learners, configs)
+            shared, unseen = judge_all(shared, dataset, learners, configs)
         elif name == "actor":
-            shared = weigh_all(shared, dataset, learners, configs)
+            shared, unseen = weigh_all(shared, dataset, learners, configs)
         if learner.step < learner.updates:
             sampler = SharedSampler(shared, configs, number)
             if compiled:
@@ -197,6 +198,7 @@ def _train(
                 learners,
                 shared,
                 updates_of(learner, shared, sampler, cuda_graph),
+                unseen,
                 configs[0],
                 run,
                 out,
@@ -220,6 +222,7 @@ def _run_phase(
     learners: Mapping[str, StackedLearner],
     shared: SharedReplay,
     update: Update,
+    unseen: Sequence[Batch],
     config: TrainConfig,
     run: Mapping[str, Any],
     out: Path,
@@ -245,6 +248,7 @@ def _run_phase(
                 own = metrics_of(seed, reading)
                 kept = f"{out / STATE_FILE} (seed {seed} diverged, all have stopped)"
                 stop_if_diverged(own, bound, name, learner.step, kept)
+            reading |= held_out_of_all(name, learner, unseen)
         if progress is not None:
             done, total = before + learner.step, sum(lengths.values())
             progress(Progress(name, learner.step, learner.updates, done, total, reading))
@@ -255,20 +259,39 @@ def _run_phase(
     save_learners(run, name, learners, out)
 
 
+def held_out_of_all(
+    phase: str, learner: StackedLearner, unseen: Sequence[Batch]
+) -> dict[str, float]:
+    """The metrics of every seed on its own held-out transitions, those that `fit` reports."""
+    found: dict[str, float] = {}
+    for seed, own, batch in zip(learner.seeds, learner.learners, unseen, strict=True):
+        metrics = held_out_metrics(phase, own, batch)
+        if isinstance(own, CriticLearner) and learner.step == learner.updates:
+            metrics |= spread_metrics(critic_spread(own.critics, batch, seed))
+        found |= {f"{seed_folder(seed)}/{key}": value for key, value in metrics.items()}
+    return found
+
+
 def judge_all(
     shared: SharedReplay,
     dataset: Dataset,
     learners: Mapping[str, StackedLearner],
     configs: Sequence[TrainConfig],
-) -> SharedReplay:
-    """`judge` of each seed by its own finished values, one at a time to save memory."""
-    parts = []
+) -> tuple[SharedReplay, list[Batch]]:
+    """`judge_both` for each seed by its own finished values, one at a time to save memory.
+
+    Returns:
+        The transitions with advantages, and of each seed some held-out ones.
+    """
+    parts, unseen = [], []
     for i, config in enumerate(configs):
         value = expect(learners["value"].learners[i], ValueLearner)
-        judged = judge(_own(dataset, config, shared), value, config)
-        expect(learners["critic"].learners[i], CriticLearner).begin(value, judged)
-        parts.append(judged.advantages)
-    return replace(shared, advantages=torch.cat(parts))
+        prepared = prepare(dataset, config, shared.device)
+        training, held_out = judge_both(prepared.training, prepared.held_out, value, config)
+        expect(learners["critic"].learners[i], CriticLearner).begin(value, training)
+        parts.append(training.advantages)
+        unseen.append(held_out_batch(held_out))
+    return replace(shared, advantages=torch.cat(parts)), unseen
 
 
 def weigh_all(
@@ -276,20 +299,21 @@ def weigh_all(
     dataset: Dataset,
     learners: Mapping[str, StackedLearner],
     configs: Sequence[TrainConfig],
-) -> SharedReplay:
-    """`guide` of each seed by its own finished models; the advantages are not needed any more."""
-    parts = []
+) -> tuple[SharedReplay, list[Batch]]:
+    """`guide` for each seed by its own finished models; the advantages are not needed any more.
+
+    Returns:
+        The transitions with weights, and of each seed some held-out ones.
+    """
+    parts, unseen = [], []
     for i, config in enumerate(configs):
         own = {name: learner.learners[i] for name, learner in learners.items()}
         prepared = prepare(dataset, config, shared.device)
         value = expect(own["value"], ValueLearner)
         judged = judge_both(prepared.training, prepared.held_out, value, config)
         critic = expect(own["critic"], CriticLearner)
-        parts.append(guide(*judged, measure(*judged, own), critic, config)[0].weights)
+        training, held_out = guide(*judged, measure(*judged, own), critic, config)
+        parts.append(training.weights)
+        unseen.append(held_out_batch(held_out))
     none = torch.empty(len(shared.numbers), 0, device=shared.device)
-    return replace(shared, advantages=none, weights=torch.cat(parts))
-
-
-def _own(dataset: Dataset, config: TrainConfig, shared: SharedReplay) -> Replay:
-    """The replay that a run with these settings has."""
-    return prepare(dataset, config, shared.device).training
+    return replace(shared, advantages=none, weights=torch.cat(parts)), unseen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 
@@ -37,6 +38,11 @@ def critic_spread(critics: Critics, batch: Batch, seed: int) -> dict[str, float 
     data, dealt, anywhere = (float(x) for x in spread)
     ratio = dealt / data if data > 0 else None
     return {"data": data, "dealt": dealt, "uniform": anywhere, "ratio": ratio}
+
+
+def spread_metrics(spread: Mapping[str, float | None]) -> dict[str, float]:
+    """What `critic_spread` found as metrics, the parts that there are."""
+    return {f"critic/spread_{key}": x for key, x in spread.items() if x is not None}
 
 
 def warn_of_small_spread(spread: dict[str, float | None]) -> None:

@@ -44,7 +44,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
-from gem_policy.training.spread import critic_spread
+from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.state import (
     STATE_FILE,
     TrainState,
@@ -52,7 +52,7 @@ from gem_policy.training.state import (
     save_learners,
     stop_if_broken,
 )
-from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced, held_out_metrics
+from gem_policy.training.validation import evenly_spaced, held_out_batch, held_out_metrics
 
 PHASES: dict[str, type[Learner]] = {
     "behavior": BehaviorLearner,
@@ -317,7 +317,7 @@ def _run_phase(
     sampler = Sampler(len(training), config.batch_size, config.seed, number, training.device)
     lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
     before, total = sum(lengths[:number]), sum(lengths)
-    unseen = evenly_spaced(held_out, HELD_OUT_ROWS)
+    unseen = held_out_batch(held_out)
     bound = value_bound(training, config.discount)
     last_save = time.monotonic()
     if told.compiled:
@@ -337,7 +337,7 @@ def _run_phase(
             stop_if_diverged(reading, bound, name, learner.step, str(told.out / STATE_FILE))
             reading |= held_out_metrics(name, learner, unseen)
             if isinstance(learner, CriticLearner) and last:
-                reading |= _spread_metrics(critic_spread(learner.critics, unseen, config.seed))
+                reading |= spread_metrics(critic_spread(learner.critics, unseen, config.seed))
             if plays:
                 reading |= told.play(learners)
         done = before + learner.step
@@ -352,11 +352,6 @@ def _run_phase(
     if isinstance(learner, BehaviorLearner | ActorLearner):
         seen = evenly_spaced(training, life_signs.ROWS)
         life_signs.warn_of_lost_components(name, learner.model, seen)
-
-
-def _spread_metrics(spread: Mapping[str, float | None]) -> dict[str, float]:
-    """The spread as metrics, the parts that there are."""
-    return {f"critic/spread_{k}": x for k, x in spread.items() if x is not None}
 
 
 def _validate(

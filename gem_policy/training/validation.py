@@ -16,6 +16,11 @@ def evenly_spaced(replay: Replay, rows: int) -> Batch:
     return replay.batch(evenly_spaced_numbers(len(replay), rows, replay.device))
 
 
+def held_out_batch(held_out: Replay) -> Batch:
+    """What readings are taken on: of the held-out transitions `HELD_OUT_ROWS`, or all."""
+    return evenly_spaced(held_out, HELD_OUT_ROWS)
+
+
 @torch.no_grad()
 def held_out_metrics(phase: str, learner: Learner, batch: Batch) -> dict[str, float]:
     """Metrics of a learner on held-out transitions.
