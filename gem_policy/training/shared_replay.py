@@ -66,6 +66,12 @@ class SharedReplay:
         """Where the transitions lie."""
         return self.numbers.device
 
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """Where each seed's transitions begin and end in ``numbers``."""
+        starts = self.starts.tolist()
+        return list(zip(starts, [*starts[1:], len(self.numbers)], strict=True))
+
     def batch(self, chosen: Int[Tensor, "seeds part"], reads: frozenset[str] = FIELDS) -> Batch:
         """The transitions with the given numbers among each seed's own, one seed's after another.
 
@@ -75,17 +81,15 @@ class SharedReplay:
 
     def parts(self, reads: frozenset[str]) -> Iterator[Batch]:
         """All transitions of the first seed in order, some at a time, then of the others."""
-        ends = [*self.starts[1:].tolist(), len(self.numbers)]
-        for seed, (start, end) in enumerate(zip(self.starts.tolist(), ends, strict=True)):
+        for seed, (start, end) in enumerate(self.bounds):
             own = slice(seed, seed + 1)
             for place in torch.split(torch.arange(start, end, device=self.device), ROWS):
                 yield self._taken(place, reads, self.mean[own], self.std[own])
 
     def evenly_spaced(self, seed: int, rows: int, reads: frozenset[str]) -> Batch:
         """At most ``rows`` transitions of one seed, those that its own replay would give."""
-        ends = [*self.starts[1:].tolist(), len(self.numbers)]
-        start, own = int(self.starts[seed]), slice(seed, seed + 1)
-        place = evenly_spaced_numbers(ends[seed] - start, rows, self.device) + start
+        (start, end), own = self.bounds[seed], slice(seed, seed + 1)
+        place = evenly_spaced_numbers(end - start, rows, self.device) + start
         return self._taken(place, reads, self.mean[own], self.std[own])
 
     def place(self, chosen: Int[Tensor, "seeds part"]) -> Int[Tensor, " batch"]:
@@ -146,10 +150,9 @@ class SharedSampler:
     """Each seed's own `Sampler`, side by side."""
 
     def __init__(self, shared: SharedReplay, configs: Sequence[TrainConfig], phase: int) -> None:
-        ends = [*shared.starts[1:].tolist(), len(shared.numbers)]
         self._samplers = [
             Sampler(end - start, config.batch_size, config.seed, phase)
-            for start, end, config in zip(shared.starts.tolist(), ends, configs, strict=True)
+            for (start, end), config in zip(shared.bounds, configs, strict=True)
         ]
         self._device = shared.device
         self._chunk, self._drawn = -1, torch.empty(0, 0, 0, dtype=torch.long)

@@ -155,7 +155,7 @@ def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(
     out = tmp_path / "killed"
     moments = random.Random(0)
     for phase in (1, 2, 3):  # values, critics, actor
-        target = 150 * phase + moments.randint(10, 120)
+        target = 150 * phase + moments.randint(10, 60)
         command = [sys.executable, "-c", SCRIPT, repr(TINY), repr(vars(long)), str(out)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
         assert process.stdout is not None
