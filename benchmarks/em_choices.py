@@ -182,7 +182,7 @@ def measure(problem: Problem, variant: Variant, actor: MixturePolicy) -> dict[st
             chosen_by = SelectionConfig(
                 support_weight=weight, bound="lower", kappa=1.0, gain_kappa=None
             )
-            best = select(rule_of(chosen_by)(candidates))
+            best = select(rule_of(chosen_by, 0.0)(candidates))
             chosen = candidates.actions[torch.arange(CONTEXTS), best]
             actions = policy.scaler.invert(chosen).numpy()
             name = f"N={count}" + (f" lambda={weight:g}" if count > 1 else "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,12 +26,12 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gem_policy import spaces as space_json
-from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping
+from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_number
 from gem_policy.critics import build_critics
 from gem_policy.errors import CheckpointError, GEMError
 from gem_policy.networks import build_actor, build_behavior
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -54,22 +55,43 @@ def _with_gain_kappa(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "selection": {"gain_kappa": None, **document["selection"]}}
 
 
+def _with_least_gain(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 5 says how large a gain must be, and in what unit; before, nobody had measured it."""
+    selection = {"least_gain": 0.0, **document["selection"]}
+    return {"gain_unit": 0.0, **document, "selection": selection}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_frequencies,
     2: _with_lookahead,
     3: _with_gain_kappa,
+    4: _with_least_gain,
 }
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What a policy is: its networks, its spaces and how it selects actions by default."""
+    """What a policy is: its networks, its spaces and how it selects actions by default.
+
+    Attributes:
+        network: The networks' sizes.
+        selection: Default settings of selection.
+        observation_space: In environment units.
+        action_space: In environment units.
+        gain_unit: What ``SelectionConfig.least_gain`` counts in, in the critics' units: a typical
+            difference between the values of the data's actions. The trainer measures it; see
+            `gem_policy.training.gain_unit`. 0: not known, as in files of format 4 and before.
+    """
 
     network: NetworkConfig
     selection: SelectionConfig
     observation_space: spaces.Space[Any]
     action_space: spaces.Box
+    gain_unit: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number("gain_unit", self.gain_unit, "a finite number >= 0", 0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,7 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "selection": dataclasses.asdict(config.selection),
         "observation_space": space_json.to_json(config.observation_space),
         "action_space": space_json.to_json(config.action_space),
+        "gain_unit": config.gain_unit,
         "provenance": dict(checkpoint.provenance),
     }
 
@@ -145,7 +168,8 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
         observation_space = space_json.from_json(document["observation_space"])
         action_space = space_json.action_box(space_json.from_json(document["action_space"]))
         sizes = (space_json.observation_size(observation_space), action_space.shape[0])
-        provenance = document["provenance"]
+        provenance, gain_unit = document["provenance"], document["gain_unit"]
+        config = PolicyConfig(network, selection, observation_space, action_space, gain_unit)
     except (GEMError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} has an unreadable description: {error}") from error
     if sizes != (network.observation_size, network.action_size):
@@ -155,7 +179,7 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
         )
     if not isinstance(provenance, dict):
         raise CheckpointError(f"{source} has a provenance that is no JSON object.")
-    return PolicyConfig(network, selection, observation_space, action_space), provenance
+    return config, provenance
 
 
 def check_tensors(config: PolicyConfig, tensors: Mapping[str, Tensor], source: str) -> None:

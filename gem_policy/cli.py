@@ -79,7 +79,8 @@ def info(name: str, as_json: Json = False) -> None:
 
     provenance = document.pop("provenance")
     table = Table("what", "value", title=name)
-    flat = {**document["network"], **document["selection"]}
+    unit = {"gain_unit": document["gain_unit"]}
+    flat = {**document["network"], **document["selection"], **unit}
     for part in (provenance, flat):
         for key, value in part.items():
             if key == "evaluation":
@@ -118,6 +119,19 @@ def number_or_none(text: str) -> float | None:
         raise ConfigError(f"--gain-kappa takes a number or none, got {text!r}.") from error
 
 
+def _check_takes_least_gain(policy: GEMPolicy, name: str) -> None:
+    """Raise a `ConfigError` where ``least_gain`` would say nothing."""
+    if policy.selection.gain_kappa is None:
+        raise ConfigError(
+            f"--least-gain has no effect on {name}: its gain_kappa is None. Give --gain-kappa too."
+        )
+    if policy.config.gain_unit == 0:
+        raise ConfigError(
+            f"--least-gain has no effect on {name}: the checkpoint does not know its unit. "
+            "`gem-policy train` measures it, for a finished run too whose folder is still there."
+        )
+
+
 @app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="Shipped name, file, folder or hf://org/repo.")],
@@ -128,6 +142,10 @@ def evaluate(
     gain_kappa: Annotated[
         str, typer.Option(help="gain_kappa of all rows; none: no gain is asked for.")
     ] = "",
+    least_gain: Annotated[
+        float | None,
+        typer.Option(help="least_gain of all rows, in the policy's unit; 0: any gain counts."),
+    ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also play the behavior model and the actor alone.")
     ] = False,
@@ -160,6 +178,9 @@ def evaluate(
         acting.cuda_graph = is_current_cuda(acting.device)
     if gain_kappa:
         policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
+    if least_gain is not None:
+        _check_takes_least_gain(policy, name)
+        policy.selection = policy.selection.replace(least_gain=least_gain)
     before = read_document(json_file) if append and json_file is not None else None
     rows: list[ReportRow] = []
     plan = players(

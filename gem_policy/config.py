@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 def require_number(name: str, value: object, expected: str, low: float, high: float) -> None:
     """`require` for a finite number within [low, high]."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number and math.isfinite(value) and low <= value <= high, name, value, expected)  # type: ignore[arg-type,operator]
+    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # an int, too
+    require(finite and low <= value <= high, name, value, expected)  # type: ignore[operator]
 
 
 def require_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
@@ -164,6 +166,10 @@ class SelectionConfig:
             The others rank behind the mode. None: any may, and the best score may be that of a
             candidate which has support but no gain (our choice, and our default, measured:
             DESIGN.md). Of the deterministic set: among fresh draws there is no mode.
+        least_gain: With ``gain_kappa``, the mean of those differences must also be above this, in
+            units of `PolicyConfig.gain_unit`, a typical difference between the values of the data's
+            actions (our choice, measured: DESIGN.md). 0, or where that unit is not known: any gain
+            counts.
     """
 
     candidates: int = 32
@@ -176,6 +182,7 @@ class SelectionConfig:
     value_knee: float | None = None
     all_modes: bool = False
     gain_kappa: float | None = 2.0
+    least_gain: float = 0.06
 
     def __post_init__(self) -> None:
         require_count("candidates", self.candidates)
@@ -191,6 +198,7 @@ class SelectionConfig:
             require_number(
                 "gain_kappa", self.gain_kappa, "a finite number >= 0, or None (null)", 0, math.inf
             )
+        require_number("least_gain", self.least_gain, "a finite number >= 0", 0, math.inf)
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")

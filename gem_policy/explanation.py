@@ -38,7 +38,8 @@ class CandidateRow:
         q_std: Their (population) standard deviation.
         lcb: ``q_mean - kappa * q_std``.
         gain: Lower bound of what it gains over candidate 0. With ``gain_kappa``: those whose gain
-            is not above 0 rank behind candidate 0. With ``kappa`` where that is None.
+            is not above 0, or whose mean gain is not above `Explanation.least_gain`, rank behind
+            candidate 0. With ``kappa`` where that is None.
         log_beta: Log density under the behavior model, in nats.
         z: ``log_beta`` standardized within the candidates.
         score: What they were ranked by; -inf for a candidate with a non-finite number.
@@ -62,11 +63,19 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All candidates of one decision, best first, and the settings they were ranked by."""
+    """All candidates of one decision, best first, and the settings they were ranked by.
+
+    Attributes:
+        rows: The candidates.
+        selection: The settings.
+        supported: False where no candidate had finite numbers.
+        least_gain: ``selection.least_gain`` in the unit of ``q_mean``, that of the critics.
+    """
 
     rows: tuple[CandidateRow, ...]
     selection: SelectionConfig
     supported: bool
+    least_gain: float
 
     @classmethod
     def of(
@@ -75,6 +84,7 @@ class Explanation:
         actions: Float[Tensor, "candidates action"],
         percentile: Float[Tensor, " candidates"],
         selection: SelectionConfig,
+        gain_unit: float,
     ) -> Explanation:
         """The explanation of an unbatched decision."""
         candidates, kappa = decision.candidates, selection.kappa
@@ -102,7 +112,8 @@ class Explanation:
             CandidateRow(*(rank, i, *table[i][:9], tuple(table[i][9])))
             for rank, i in enumerate(order, start=1)
         )
-        return cls(rows, selection, bool(decision.supported))
+        least = selection.least_gain * gain_unit
+        return cls(rows, selection, bool(decision.supported), least)
 
     @property
     def chosen(self) -> CandidateRow:
@@ -118,7 +129,8 @@ class Explanation:
         s = self.selection
         lines = [
             f"{len(self.rows)} candidates, kappa={s.kappa:g}, support_weight={s.support_weight:g}, "
-            f"value_scale={s.value_scale}, bound={s.bound}, gain_kappa={s.gain_kappa}",
+            f"value_scale={s.value_scale}, bound={s.bound}, gain_kappa={s.gain_kappa}, "
+            f"least_gain={s.least_gain:g} (here {self.least_gain:.3g})",
             " ".join(f"{c:>9}" for c in (*_COLUMNS, "support%")) + "  action",
         ]
         for row in self.rows:

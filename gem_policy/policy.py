@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,7 @@ class GEMPolicy(Predictor):
 
     def to_checkpoint(self) -> Checkpoint:
         """The policy as data, with its present selection settings as the default ones."""
-        config = PolicyConfig(
-            self.config.network, self.selection, self.observation_space, self.action_space
-        )
+        config = replace(self.config, selection=self.selection)
         return Checkpoint(config, self._tensors, self.provenance)
 
     @property
@@ -273,9 +272,9 @@ class GEMPolicy(Predictor):
                 "Write policy.selection = policy.selection.replace(candidates=16)."
             )
         self._selection = settings
-        self._rule = rule_of(settings)
+        self._rule = rule_of(settings, self.config.gain_unit)
         # Among fresh draws candidate 0 is one of them, no mode that would have to be kept.
-        self._rule_of_draws = rule_of(settings.replace(gain_kappa=None))
+        self._rule_of_draws = rule_of(settings.replace(gain_kappa=None), 0.0)
 
     def candidates(
         self,
@@ -418,7 +417,8 @@ class GEMPolicy(Predictor):
         decision = self.decide(observation, count=self._selection.candidates)
         actions = self.scaler.invert(decision.candidates.actions)
         percentile = self.support_percentile(decision.candidates.log_behavior)
-        return Explanation.of(decision, actions, percentile, self._selection)
+        unit = self.config.gain_unit
+        return Explanation.of(decision, actions, percentile, self._selection, unit)
 
     def support_percentile(self, log_behavior: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Share of the dataset's own (held-out) actions that are less likely, in percent.

@@ -50,7 +50,8 @@ def score_components(
         torch.cat([p.q for p in parts], 1),
         torch.cat([p.log_behavior for p in parts]),
     )
-    rule, kappa = rule_of(policy.selection), policy.selection.kappa
+    rule = rule_of(policy.selection, policy.config.gain_unit)
+    kappa = policy.selection.kappa
     out: dict[int, dict[str, Array]] = {}
     for count in budgets:
         some = CandidateSet(

@@ -107,6 +107,7 @@ def report_document(
         "dataset_id": policy.provenance.get("dataset_id"),
         "train": policy.provenance.get("train"),
         "network": asdict(policy.config.network),
+        "gain_unit": policy.config.gain_unit,
         "environment": policy.provenance.get("eval_env_spec"),
         "episodes": episodes,
         "seed": seed,

@@ -73,16 +73,17 @@ class PairedBound:
     """Lower bound of each member's difference to its own value of candidate 0 (our choice).
 
     What a member gets wrong about the whole state cancels, and what is left is how well the members
-    agree on which of the two is better.
+    agree on which of the two is better. The bound lies at least ``least`` below the mean.
     """
 
     kappa: float = 1.0
+    least: float = 0.0
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """The lower confidence bound of every candidate's gain over candidate 0."""
         q, first = candidates.q, first_finite(candidates.q)
         reference = q.gather(-1, first.expand(q.shape[0], *first.shape))
-        return lower_bound(q - reference, self.kappa)
+        return lower_bound(q - reference, self.kappa, self.least)
 
 
 @dataclass(frozen=True)
@@ -120,19 +121,21 @@ class BehaviorNormalized:
 class Improving:
     """Another rule's scores, with candidates that may not replace candidate 0 behind it.
 
-    A candidate may only where the lower bound of its gain over candidate 0 is above 0 (our choice):
-    a best score alone can be that of a candidate which is merely well supported. Among themselves
+    A candidate may only where the lower bound of its gain over candidate 0 is above 0 and its mean
+    gain above ``least`` (our choice): a best score alone can be that of a candidate which is merely
+    well supported, and members that share an error agree on gains which are none. Among themselves
     the others keep their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it
     out where all candidates are fresh draws.
     """
 
     base: ScoringRule
     kappa: float = 2.0
+    least: float = 0.0
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """Scores; candidate 0's own, and those of better ones, as they are."""
         scores, first = self.base(candidates), first_finite(candidates.q)
-        allowed = (PairedBound(self.kappa)(candidates) > 0).scatter(-1, first, True)
+        allowed = (PairedBound(self.kappa, self.least)(candidates) > 0).scatter(-1, first, True)
         finite = torch.isfinite(scores)
         best = torch.where(finite, scores, -torch.inf).amax(-1, keepdim=True)
         own = scores.gather(-1, first)
@@ -150,13 +153,14 @@ def first_finite(q: Float[Tensor, "members *batch candidates"]) -> Int[Tensor, "
 
 
 def lower_bound(
-    q: Float[Tensor, "members *batch candidates"], kappa: float
+    q: Float[Tensor, "members *batch candidates"], kappa: float, least: float = 0.0
 ) -> Float[Tensor, "*batch candidates"]:
-    """``mean - kappa * std`` over the members, exactly the mean where kappa = 0 or E = 1."""
+    """``mean - max(kappa * std, least)`` over the members; without least, of E = 1 the mean."""
     mean = q.mean(0)
     if kappa == 0 or q.shape[0] == 1 or q.numel() == 0:  # torch warns of the std of nothing
-        return mean
-    return mean - kappa * q.std(0, correction=0)
+        return mean - least if least else mean
+    bound = mean - kappa * q.std(0, correction=0)
+    return torch.minimum(bound, mean - least) if least else bound
 
 
 RULES: dict[str, type[ScoringRule]] = {
@@ -168,12 +172,19 @@ RULES: dict[str, type[ScoringRule]] = {
 }
 
 
-def rule_of(config: SelectionConfig) -> ScoringRule:
-    """The scoring rule that selection settings describe."""
+def rule_of(config: SelectionConfig, gain_unit: float) -> ScoringRule:
+    """The scoring rule that selection settings describe.
+
+    Args:
+        config: The settings.
+        gain_unit: What ``least_gain`` counts in: a policy's `PolicyConfig.gain_unit`.
+    """
     base: ScoringRule = PairedBound(config.kappa)
     if config.bound == "lower":
         base = LowerBound(config.kappa)
     if config.value_scale == "standardized":
         base = Standardized(base, config.value_knee)
     rule = BehaviorNormalized(base, config.support_weight) if config.support_weight else base
-    return rule if config.gain_kappa is None else Improving(rule, config.gain_kappa)
+    if config.gain_kappa is None:
+        return rule
+    return Improving(rule, config.gain_kappa, config.least_gain * gain_unit)

@@ -36,8 +36,9 @@ def policies(lookahead: bool) -> tuple[GEMPolicy, GEMPolicy]:
 def compare(plain: GEMPolicy, compiled: GEMPolicy) -> None:
     """Settings in turns, one observation and several, arrays and tensors."""
     rng = np.random.default_rng(0)
+    other = {"candidates": 20, "kappa": 0.5, "gain_kappa": 0.0, "least_gain": 0.5}
     for turn in range(2):
-        for settings in ({"candidates": 7}, {"candidates": 1}, {"candidates": 20, "kappa": 0.5}):
+        for settings in ({"candidates": 7}, {"candidates": 1}, other):
             for policy in (plain, compiled):
                 policy.selection = policy.selection.replace(**settings)
             given = sample(plain.observation_space, rng, (1 + turn,))

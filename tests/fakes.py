@@ -45,6 +45,7 @@ SPACES: dict[str, Space] = {"box": BOX, "matrix": _free(2, 2), "goal": GOAL, "ne
 ACTIONS = gym.spaces.Box(
     np.array([-1.0, 0.25], np.float32), np.array([1.0, 4.0], np.float32), dtype=np.float32
 )
+GAIN_UNIT = 0.25  # not 1, so that one that is forgotten shows
 NETWORK = {
     "actor_components": 3,
     "behavior_components": 2,
@@ -92,7 +93,7 @@ def tiny_checkpoint(
     tensors["action.high"] = torch.as_tensor(action_space.high, dtype=torch.float32)
     tensors["calibration.log_behavior"] = torch.linspace(-8, 2, CALIBRATION_POINTS)
     chosen = SelectionConfig(candidates=12) if selection is None else selection
-    policy = PolicyConfig(config, chosen, observation_space, action_space)
+    policy = PolicyConfig(config, chosen, observation_space, action_space, GAIN_UNIT)
     return Checkpoint(policy, tensors, provenance or {"dataset_id": "test/tiny-v0"})
 
 

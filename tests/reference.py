@@ -88,23 +88,24 @@ def std_of(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / len(values))
 
 
-def lower_bound(q: Sequence[Sequence[float]], kappa: float) -> list[float]:
-    """mean_E Q - kappa std_E Q; q[e][n]."""
+def lower_bound(q: Sequence[Sequence[float]], kappa: float, least: float = 0.0) -> list[float]:
+    """mean_E Q - kappa std_E Q, or - least where that is more; q[e][n]."""
     bound = []
     for n in range(len(q[0])):
         members = [member[n] for member in q]
         if all(math.isfinite(m) for m in members):
-            bound.append(mean_of(members) - kappa * std_of(members))
+            bound.append(mean_of(members) - max(kappa * std_of(members), least))
         else:
             bound.append(math.nan)
     return bound
 
 
-def paired_bound(q: Sequence[Sequence[float]], kappa: float) -> list[float]:
+def paired_bound(q: Sequence[Sequence[float]], kappa: float, least: float = 0.0) -> list[float]:
     """Lower bound of the members' differences to the first candidate that is finite."""
     for first in range(len(q[0])):
         if all(math.isfinite(member[first]) for member in q):
-            return lower_bound([[v - member[first] for v in member] for member in q], kappa)
+            differences = [[v - member[first] for v in member] for member in q]
+            return lower_bound(differences, kappa, least)
     return [math.nan] * len(q[0])
 
 
@@ -128,6 +129,7 @@ def scores(
     value_scale: str,
     bound: str,
     gain_kappa: float | None = None,
+    least_gain: float = 0.0,
 ) -> list[float]:
     """The score of every candidate of one state; -inf where one of its numbers is not finite."""
     value = lower_bound(q, kappa) if bound == "lower" else paired_bound(q, kappa)
@@ -141,14 +143,14 @@ def scores(
             out.append(value[n] + (weight * z[n] if weight else 0.0))
         else:
             out.append(-math.inf)
-    return out if gain_kappa is None else behind_the_first(out, q, gain_kappa)
+    return out if gain_kappa is None else behind_the_first(out, q, gain_kappa, least_gain)
 
 
 def behind_the_first(
-    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float
+    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float, least: float
 ) -> list[float]:
     """Candidates without a sure gain moved down, together, to behind the first finite one."""
-    gain = paired_bound(q, kappa)
+    gain = paired_bound(q, kappa, least)
     first = next((n for n in range(len(gain)) if all(math.isfinite(m[n]) for m in q)), 0)
     finite = [v for v in scores if math.isfinite(v)]
     if not finite:

@@ -112,6 +112,7 @@ selections = st.builds(
     temperature=st.one_of(st.just(0.0), st.floats(1e-3, 10)),
     bound=st.sampled_from(BOUNDS),
     gain_kappa=st.one_of(st.none(), kappas),
+    least_gain=st.one_of(st.sampled_from([0.0, 0.06]), st.floats(0, 10)),
     proposal_scale=st.floats(0, 2),
 )
 

@@ -157,7 +157,7 @@ def test_the_document_tells_versions_settings_spaces_and_provenance(file: Path) 
     document = read_document(file)
     assert set(document) == {
         *("format_version", "network", "selection"),
-        *("observation_space", "action_space", "provenance"),
+        *("observation_space", "action_space", "gain_unit", "provenance"),
     }
     assert document["format_version"] == FORMAT_VERSION
     assert document == json.loads(json.dumps(to_document(load(file))))
@@ -373,6 +373,16 @@ HOSTILE: dict[str, Callable[[Document], Any]] = {
     "kappa infinite": set_in("selection", "kappa", value=float("inf")),
     "kappa as object": set_in("selection", "kappa", value={}),
     "no candidates": set_in("selection", "candidates", value=0),
+    "gain unit negative": set_in("gain_unit", value=-1.0),
+    "gain unit not a number": set_in("gain_unit", value=float("nan")),
+    "gain unit infinite": set_in("gain_unit", value=float("inf")),
+    "gain unit as truth": set_in("gain_unit", value=True),
+    "gain unit astronomic": set_in("gain_unit", value=10**400),
+    "least gain negative": set_in("selection", "least_gain", value=-0.1),
+    "least gain not a number": set_in("selection", "least_gain", value=float("nan")),
+    "least gain as null": set_in("selection", "least_gain", value=None),
+    "gain unit as text": set_in("gain_unit", value="1"),
+    "no gain unit": drop("gain_unit"),
     "unknown selection": set_in("selection", "surplus", value=0),
     "unknown value scale": set_in("selection", "value_scale", value="other"),
     "space of other type": set_in("action_space", "type", value="Discrete"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_info_tells_what_the_checkpoint_says(
 ) -> None:
     assert call(monkeypatch, "info", "pole") == 0
     text = capsys.readouterr().out
-    for part in ("test/pole-v0", ENV, "actor_components", "kappa"):
+    for part in ("test/pole-v0", ENV, "actor_components", "kappa", "gain_unit"):
         assert part in text
     assert call(monkeypatch, "info", shipped / WEIGHTS_FILE, "--json") == 0
     document = json.loads(capsys.readouterr().out)
@@ -141,6 +142,16 @@ def test_evaluate_asks_for_the_gain_that_it_is_told(
         assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", text) == 0
         (row,) = json.loads(out.read_text())["rows"]
         assert row["settings"]["gain_kappa"] == expected
+    assert call(monkeypatch, "evaluate", "pole", *short, "--least-gain", "0.5") == 0
+    document = json.loads(out.read_text())
+    assert document["rows"][0]["settings"]["least_gain"] == 0.5 and document["gain_unit"] > 0
+    both = ["--gain-kappa", "none", "--least-gain", "0.5"]
+    assert call(monkeypatch, "evaluate", "pole", *short, *both) != 0
+    assert "no effect on pole: its gain_kappa is None" in capsys.readouterr().err
+    made = load(shipped)
+    save_folder(replace(made, config=replace(made.config, gain_unit=0.0)), tmp_path / "unknown")
+    assert call(monkeypatch, "evaluate", tmp_path / "unknown", *short, "--least-gain", "0.5") != 0
+    assert "does not know its unit" in capsys.readouterr().err
     assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", "1,2") != 0
     assert "--gain-kappa takes a number or none, got '1,2'" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 import reference
 import torch
-from fakes import BOX, GOAL, row_of, sample, tiny_checkpoint, tiny_policy
+from fakes import BOX, GAIN_UNIT, GOAL, row_of, sample, tiny_checkpoint, tiny_policy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import seeds, selections
 
 from gem_policy import pretrained
-from gem_policy.checkpoint import WEIGHTS_FILE, save_folder
+from gem_policy.checkpoint import WEIGHTS_FILE, Checkpoint, save_folder
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import CheckpointError, ConfigError, SpaceError
 from gem_policy.mixture_predictor import MixturePredictor
@@ -74,10 +75,12 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
         value_scale=selection.value_scale,
         bound=selection.bound,
         gain_kappa=selection.gain_kappa,
+        least_gain=selection.least_gain * GAIN_UNIT,
     )
     if selection.gain_kappa is not None:  # float32 may see a gain where there is next to none
         size = 1e-4 * (1 + selection.gain_kappa) * (1 + max(map(max, q)) - min(map(min, q)))
-        gains = reference.paired_bound(q, selection.gain_kappa)
+        least = selection.least_gain * GAIN_UNIT
+        gains = reference.paired_bound(q, selection.gain_kappa, least)
         assume(all(gain == 0 or abs(gain) > size for gain in gains))
     best = expected[int(decision.index)]
     # Scores nearer than float32 can tell may come in either order.
@@ -233,6 +236,22 @@ def test_fresh_draws_need_no_gain_over_one_of_them() -> None:
     assert torch.equal(drawn, free)
 
 
+def test_a_gain_is_large_in_the_units_of_the_checkpoint(tmp_path: Path) -> None:
+    """The same critics in other units, and the same decisions where the unit says so."""
+    made = tiny_checkpoint(selection=SelectionConfig(candidates=16, gain_kappa=0.0, least_gain=1.0))
+    rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    shares = []
+    for unit in (0.0, 0.05, 1e6):
+        config = replace(made.config, gain_unit=unit)
+        policy = GEMPolicy(Checkpoint(config, made.tensors), torch.device("cpu"))
+        again = GEMPolicy.load(policy.save(tmp_path / "saved"), device="cpu")
+        assert again.config.gain_unit == unit
+        index = policy.decide(rows).index
+        assert torch.equal(index, again.decide(rows).index)
+        shares.append(float((index == 0).float().mean()))
+    assert shares[0] < shares[1] < shares[2] == 1
+
+
 # -- explain -------------------------------------------------------------------------------------
 
 
@@ -257,8 +276,10 @@ def test_an_explanation_lists_every_candidate_best_first(
         assert row.lcb == pytest.approx(row.q_mean - selection.kappa * row.q_std, abs=1e-4)
         assert 0 <= row.support_percentile <= 100
     q = decision.candidates.q.double().tolist()
-    kappa = selection.kappa if selection.gain_kappa is None else selection.gain_kappa
-    gains = reference.paired_bound(q, kappa)
+    gains = reference.paired_bound(q, selection.kappa)
+    if selection.gain_kappa is not None:
+        gains = reference.paired_bound(q, selection.gain_kappa)
+        assert told.least_gain == selection.least_gain * GAIN_UNIT
     assert [row.gain for row in told.rows] == pytest.approx(
         [gains[row.candidate] for row in told.rows], abs=1e-3
     )
@@ -269,6 +290,7 @@ def test_an_explanation_is_a_table_and_plain_data() -> None:
     told = policy.explain(np.zeros((1, 3), np.float32))
     lines = str(told).splitlines()
     assert lines[0].startswith("4 candidates, kappa=3, support_weight=1")
+    assert lines[0].endswith("gain_kappa=2.0, least_gain=0.06 (here 0.015)")
     assert len(lines) == 2 + 4
     assert len({len(line.split("[")[0]) for line in lines[2:]}) == 1, "columns do not line up"
     assert [d["rank"] for d in told.to_dicts()] == [1, 2, 3, 4]

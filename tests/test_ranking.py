@@ -96,7 +96,8 @@ def test_reliability_is_the_agreement_of_the_repeats() -> None:
 
 @pytest.mark.parametrize("bound", ["lower", "paired"])
 def test_scores_of_every_budget_are_those_that_decide_would_give(bound: str) -> None:
-    policy = tiny_policy(selection=SelectionConfig(kappa=2.0, support_weight=0.7, bound=bound))
+    selection = SelectionConfig(kappa=2.0, support_weight=0.7, bound=bound, gain_kappa=0.0)
+    policy = tiny_policy(selection=selection.replace(least_gain=0.2))
     rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     actions, found = score_components(policy, rows, [1, 4, 16])
     assert actions.shape == (5, 16, 2)

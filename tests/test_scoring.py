@@ -50,6 +50,7 @@ rules = st.sampled_from(
         BehaviorNormalized(Standardized(PairedBound(2.0)), 3.0),
         Improving(BehaviorNormalized(Standardized(PairedBound(0.5)), 3.0), 0.5),
         Improving(LowerBound(1.0), 0.0),
+        Improving(LowerBound(1.0), 1.0, 0.5),
     ]
 )
 moderate = candidate_sets(regimes=MODERATE)
@@ -232,11 +233,11 @@ def test_what_is_not_finite_does_not_count_and_stays(x: np.ndarray, dead: list[b
 # -- the whole rule ------------------------------------------------------------------------------
 
 
-@given(candidate_sets(regimes=(*MODERATE, "broken")), selections)
+@given(candidate_sets(regimes=(*MODERATE, "broken")), selections, st.sampled_from([0.0, 0.3, 1.0]))
 def test_the_rule_of_any_settings_is_the_formula(
-    candidates: CandidateSet, selection: SelectionConfig
+    candidates: CandidateSet, selection: SelectionConfig, unit: float
 ) -> None:
-    got = usable_scores(candidates, rule_of(selection)(candidates))
+    got = usable_scores(candidates, rule_of(selection, unit)(candidates))
     for place in reference.indices(*got.shape[:-1]):
         expected = reference.scores(
             members(candidates, place),
@@ -246,19 +247,24 @@ def test_the_rule_of_any_settings_is_the_formula(
             value_scale=selection.value_scale,
             bound=selection.bound,
             gain_kappa=selection.gain_kappa,
+            least_gain=selection.least_gain * unit,
         )
         # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
         values = [v for v in expected if math.isfinite(v)]
         assert torch.isfinite(got[place]).tolist() == [math.isfinite(v) for v in expected]
         largest = max([abs(v) for v in values], default=0)
-        if not hair_thin(candidates, place, selection):
+        if not hair_thin(candidates, place, selection, unit):
             near(got[place], expected, largest)
 
 
-def hair_thin(candidates: CandidateSet, place: tuple[int, ...], chosen: SelectionConfig) -> bool:
+def hair_thin(
+    candidates: CandidateSet, place: tuple[int, ...], chosen: SelectionConfig, unit: float
+) -> bool:
     """Whether rounding may decide: bounds that hardly differ, or a gain of about 0."""
-    if chosen.gain_kappa is not None and gains_are_thin(candidates, place, chosen.gain_kappa):
-        return True
+    if chosen.gain_kappa is not None:
+        least = chosen.least_gain * unit
+        if gains_are_thin(candidates, place, chosen.gain_kappa, least):
+            return True
     if chosen.value_scale == "raw":
         return False
     find = reference.lower_bound if chosen.bound == "lower" else reference.paired_bound
@@ -269,21 +275,24 @@ def hair_thin(candidates: CandidateSet, place: tuple[int, ...], chosen: Selectio
     return reference.std_of(bound) < 1e-2 * (1 + chosen.kappa) * max(size, 1e-6)
 
 
-def gains_are_thin(candidates: CandidateSet, place: tuple[int, ...], kappa: float) -> bool:
+def gains_are_thin(
+    candidates: CandidateSet, place: tuple[int, ...], kappa: float, least: float
+) -> bool:
     """Whether some candidate's gain over the first is 0 but for float32's rounding."""
     q = members(candidates, place)
     size = max((abs(v) for m in q for v in m if math.isfinite(v)), default=0.0)
-    gains = [v for v in reference.paired_bound(q, kappa) if math.isfinite(v)]
+    gains = [v for v in reference.paired_bound(q, kappa, least) if math.isfinite(v)]
     return any(0 < abs(v) < 1e-5 * (1 + kappa) * size for v in gains)
 
 
-@given(moderate, kappas, st.floats(0, 5))
+@given(moderate, kappas, st.sampled_from([0.0, 0.1, 1.0]), st.floats(0, 5))
 def test_what_must_improve_comes_after_the_first_where_it_does_not(
-    candidates: CandidateSet, kappa: float, weight: float
+    candidates: CandidateSet, kappa: float, least: float, weight: float
 ) -> None:
     base = BehaviorNormalized(Standardized(PairedBound(kappa)), weight)
-    plain, scores = base(candidates), Improving(base, kappa)(candidates)
-    better = PairedBound(kappa)(candidates) > 0
+    plain, scores = base(candidates), Improving(base, kappa, least)(candidates)
+    mean = (candidates.q - candidates.q[..., :1]).mean(0)
+    better = (PairedBound(kappa)(candidates) > 0) & (mean - least > 0)
     better[..., 0] = True
     assert torch.equal(scores[better], plain[better])
     first = scores[..., :1].expand_as(scores)
@@ -303,10 +312,22 @@ def test_a_budget_that_brings_no_sure_gain_changes_nothing() -> None:
     q = torch.tensor([[0.0, 3.0, 1.0], [0.0, -1.0, -1.0], [0.0, 1.0, 0.0]])
     candidates = candidate_set(q, [-5.0, 9.0, 8.0])
     settings = SelectionConfig(kappa=1.0)
-    assert int(rule_of(settings)(candidates).argmax()) == 0
-    assert int(rule_of(settings.replace(gain_kappa=None))(candidates).argmax()) == 1
+    assert int(rule_of(settings, 1.0)(candidates).argmax()) == 0
+    assert int(rule_of(settings.replace(gain_kappa=None), 1.0)(candidates).argmax()) == 1
     sure = candidate_set(q + torch.tensor([0.0, 3.0, 0.0]), [-5.0, 9.0, 8.0])
-    assert int(rule_of(settings)(sure).argmax()) == 1
+    assert int(rule_of(settings, 1.0)(sure).argmax()) == 1
+
+
+def test_a_gain_must_be_large_in_units_of_the_policy_too() -> None:
+    """All members agree on it, so that no kappa tells it from a better one."""
+    q = torch.tensor([[0.0, 0.5], [1.0, 1.5], [2.0, 2.5]])
+    candidates = candidate_set(q, [-5.0, 9.0])
+    settings = SelectionConfig(least_gain=0.25)
+    for unit, chosen in ((0.0, 1), (1.9, 1), (2.1, 0)):
+        assert int(rule_of(settings, unit)(candidates).argmax()) == chosen
+    free = settings.replace(gain_kappa=None)
+    assert int(rule_of(free, 2.1)(candidates).argmax()) == 1
+    assert int(rule_of(settings, 1e300)(candidates).argmax()) == 0  # beyond float32
 
 
 @given(rules, candidate_sets(regimes=MODERATE), st.randoms(use_true_random=False))
@@ -348,13 +369,13 @@ def test_scores_of_a_batch_are_those_of_its_rows(
 def test_without_support_weight_the_density_has_no_say(
     candidates: CandidateSet, selection: SelectionConfig
 ) -> None:
-    rule = rule_of(selection.replace(support_weight=0.0))
+    rule = rule_of(selection.replace(support_weight=0.0), 1.0)
     other = CandidateSet(
         candidates.actions, candidates.component, candidates.q, -3 * candidates.log_behavior
     )
     assert torch.equal(rule(candidates), rule(other))
     free = selection.replace(gain_kappa=None)
-    plain = rule_of(free.replace(support_weight=0.0, value_scale="raw", bound="lower"))
+    plain = rule_of(free.replace(support_weight=0.0, value_scale="raw", bound="lower"), 1.0)
     assert torch.equal(plain(candidates), lower_bound(candidates.q, selection.kappa))
 
 
@@ -363,7 +384,7 @@ def test_an_endless_support_weight_takes_the_most_supported(
     candidates: CandidateSet, value_scale: str
 ) -> None:
     settings = SelectionConfig(support_weight=1e12, value_scale=value_scale, gain_kappa=None)
-    scores = rule_of(settings)(candidates)
+    scores = rule_of(settings, 1.0)(candidates)
     density = candidates.log_behavior
     best = density.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
     gap = (density.amax(-1) - best).abs()
@@ -377,7 +398,7 @@ def test_a_broken_first_candidate_spoils_no_other(
     q = torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.5, 2.5, 2.0, 1.0], [0.0, 1.0, 2.0, 3.0]])
     q[spoilt, 0] = value
     candidates = candidate_set(q, [0.0, -1.0, -2.0, -3.0])
-    scores = usable_scores(candidates, rule_of(selection)(candidates))
+    scores = usable_scores(candidates, rule_of(selection, 1.0)(candidates))
     assert torch.isfinite(scores).tolist() == [False, True, True, True]
 
 
@@ -416,8 +437,8 @@ def test_rules_are_values() -> None:
             {"value_scale": "raw", "support_weight": 0.5, "gain_kappa": None},
             BehaviorNormalized(PairedBound(3.0), 0.5),
         ),
-        ({}, Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0), 2.0)),
+        ({}, Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0), 2.0, 0.06)),
     ],
 )
 def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:
-    assert rule_of(SelectionConfig(**settings)) == expected
+    assert rule_of(SelectionConfig(**settings), 1.0) == expected

@@ -31,7 +31,7 @@ scores_of_any_batch = filled_batches.flatmap(lambda b: arrays((*b, 6), ("ordinar
 
 
 def decide(candidates: CandidateSet, selection: SelectionConfig) -> tuple[Any, Any]:
-    scores = usable_scores(candidates, rule_of(selection)(candidates))
+    scores = usable_scores(candidates, rule_of(selection, 1.0)(candidates))
     return select(scores), scores
 
 

@@ -5,7 +5,7 @@
 Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
 and the *_budget.json there, each written by
 
-    gem-policy evaluate RUN --episodes 100 --envs 100 --seed 140000 --batched
+    gem-policy evaluate RUN --episodes 50 --envs 50 --seed 160000 --batched
                             --candidates 1,4,16,64,256 --json FILE
 
 A word between a file's first and its last says what is special about the run, such as a training

@@ -16,6 +16,7 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.episodes import effective_number
+from gem_policy.training.gain_unit import gain_unit
 from gem_policy.training.generalization import (
     Generalization,
     is_behavior,
@@ -34,7 +35,7 @@ from gem_policy.training.preparation import Prepared
 from gem_policy.training.provenance import describe
 from gem_policy.training.replay import Replay
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
-from gem_policy.training.validation import held_out_batch
+from gem_policy.training.validation import evenly_spaced, held_out_batch
 
 ROWS = 8192  # transitions evaluated at once
 
@@ -124,10 +125,11 @@ def export(
     selection: SelectionConfig,
     provenance: Mapping[str, Any],
 ) -> Checkpoint:
-    """The deployed policy: actor, behavior model, critics, statistics, calibration."""
+    """The deployed policy: actor, behavior model, critics, statistics, calibration, units."""
+    critics = expect(learners["critic"], CriticLearner).critics
     modules: dict[str, nn.Module] = {
         "behavior": expect(learners["behavior"], BehaviorLearner).model,
-        "critic": expect(learners["critic"], CriticLearner).critics,
+        "critic": critics,
         "actor": expect(learners["actor"], ActorLearner).model,
     }
     tensors = {
@@ -142,5 +144,6 @@ def export(
         "action.high": prepared.scaler.high,
         "calibration.log_behavior": calibrate(modules["behavior"], prepared.held_out),
     }
-    config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space)
+    unit = gain_unit(critics, evenly_spaced(prepared.training, ROWS))
+    config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space, unit)
     return Checkpoint(config, tensors, provenance)

@@ -201,7 +201,9 @@ def chosen_actions(
                     whole.q[..., : selection.candidates],
                     whole.log_behavior[:, : selection.candidates],
                 )
-                index = select(usable_scores(some, rule_of(selection)(some)))
+                index = select(
+                    usable_scores(some, rule_of(selection, policy.config.gain_unit)(some))
+                )
                 place = torch.arange(len(rows), device=policy.device)
                 out[i, first : first + len(rows)] = whole.actions[place, index]
             first += len(rows)

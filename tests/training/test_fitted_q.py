@@ -152,6 +152,7 @@ def test_chosen_actions_are_those_of_decide() -> None:
         SelectionConfig(candidates=6, kappa=2.0),
         SelectionConfig(candidates=16, support_weight=0.2, bound="paired"),
         SelectionConfig(candidates=16, value_scale="raw"),
+        SelectionConfig(candidates=16, gain_kappa=0.0, least_gain=0.2),
     ]
     own, calls = policy.selection, []
     found = chosen_actions(policy, rows, selections, calls.append)
