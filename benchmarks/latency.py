@@ -57,7 +57,7 @@ def random_policy(
         "calibration.log_behavior": torch.linspace(-10, 5, CALIBRATION_POINTS),
     }
     space = spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float64)
-    config = PolicyConfig(network, SelectionConfig(), space, box)
+    config = PolicyConfig(network, SelectionConfig(), space, box, gain_unit=0.3)
     return GEMPolicy(Checkpoint(config, tensors), device)
 
 

@@ -29,7 +29,8 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 def require_number(name: str, value: object, expected: str, low: float, high: float) -> None:
     """`require` for a finite number within [low, high]."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # an int, too
+    # Compared, not converted: JSON has integers that are too large for a float.
+    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     require(finite and low <= value <= high, name, value, expected)  # type: ignore[operator]
 
 

@@ -8,6 +8,7 @@ and the *_budget.json there, each written by
     gem-policy evaluate RUN --episodes 50 --envs 50 --seed 160000 --batched
                             --candidates 1,4,16,64,256 --json FILE
 
+with 100 episodes on HalfCheetah, whose few falls need more of them.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
 but the seed, of selection but N: what was made with earlier ones stays on record.

@@ -16,6 +16,7 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.episodes import effective_number
+from gem_policy.training.gain_unit import ROWS as UNIT_ROWS
 from gem_policy.training.gain_unit import gain_unit
 from gem_policy.training.generalization import (
     Generalization,
@@ -144,6 +145,6 @@ def export(
         "action.high": prepared.scaler.high,
         "calibration.log_behavior": calibrate(modules["behavior"], prepared.held_out),
     }
-    unit = gain_unit(critics, evenly_spaced(prepared.training, ROWS))
+    unit = gain_unit(critics, evenly_spaced(prepared.training, UNIT_ROWS))
     config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space, unit)
     return Checkpoint(config, tensors, provenance)

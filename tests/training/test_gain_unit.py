@@ -15,7 +15,7 @@ from gem_policy.critics import build_critics
 from gem_policy.networks import CriticEnsemble
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.gain_unit import gain_unit
+from gem_policy.training.gain_unit import ROWS, gain_unit
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Batch
 from gem_policy.training.validation import evenly_spaced
@@ -76,5 +76,5 @@ def test_a_run_measures_it_on_the_transitions_that_it_learned_from(
     run(dataset, tmp_path / "run")
     policy = GEMPolicy(checkpoint.load(tmp_path / "run"), CPU)
     unit = policy.config.gain_unit
-    assert unit == pytest.approx(gain_unit(policy.critics, some(dataset, 8192)), rel=1e-4)
+    assert unit == pytest.approx(gain_unit(policy.critics, some(dataset, ROWS)), rel=1e-4)
     assert unit > 0
