@@ -3,7 +3,8 @@
     python benchmarks/cards.py
 
 For every folder of `pretrained/`: the card ``README.md``, and the summary inside the checkpoint;
-then the table of results in the repository's README. Run again it changes nothing.
+then all tables in `benchmarks/RESULTS.md`, and a short one in the repository's README. Run again it
+changes nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blocks import README, RESULTS, ROOT, fill, markdown
 
 from gem_policy import checkpoint as files
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "benchmarks/recipes/pointmaze.json"
-START, END = "<!-- results: benchmarks/cards.py -->", "<!-- end of results -->"
+NAME = "results: benchmarks/cards.py"
+SHORT: dict[str, tuple[str, int, float]] = {
+    "success, %": ("success", 0, 100),
+    "steps to the goal": ("steps", 1, 1),
+    "return": ("return", 1, 1),
+}
+BUDGETS = (4, 32, 256)
 
 
 def interval(summary: dict[str, Any], key: str, digits: int, factor: float = 1.0) -> str:
@@ -30,17 +37,23 @@ def interval(summary: dict[str, Any], key: str, digits: int, factor: float = 1.0
 
 def table(document: dict[str, Any]) -> str:
     """The rows of an evaluation as a Markdown table."""
-    lines = [
-        "| what acts | success, % | steps to the goal | return | decision, ms |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = [["what acts", "success, %", "steps to the goal", "return", "decision, ms"]]
     for row in document["rows"]:
         s = row["summary"]
-        lines.append(
-            f"| {row['label']} | {interval(s, 'success', 0, 100)} | {interval(s, 'steps', 1)} | "
-            f"{interval(s, 'return', 1)} | {s['decision_us'] / 1000:.2f} |"
-        )
-    return "\n".join(lines)
+        values = interval(s, "success", 0, 100), interval(s, "steps", 1), interval(s, "return", 1)
+        rows.append([row["label"], *values, f"{s['decision_us'] / 1000:.2f}"])
+    return markdown(rows)
+
+
+def short_rows(name: str, document: dict[str, Any]) -> list[list[str]]:
+    """Cloning, the actor alone and three budgets at the shipped lambda: a row for each measure."""
+    ending = document["shipped"].split()[-1]
+    labels = ["cloning (behavior sample)", "actor mode", *(f"GEM N={n} {ending}" for n in BUDGETS)]
+    summaries = {row["label"]: row["summary"] for row in document["rows"]}
+    return [
+        [name, measure, *(interval(summaries[label], *how) for label in labels)]
+        for measure, how in SHORT.items()
+    ]
 
 
 def differences(document: dict[str, Any], ending: str) -> str:
@@ -50,7 +63,7 @@ def differences(document: dict[str, Any], ending: str) -> str:
         document: An evaluation.
         ending: How the labels of the rows to compare end.
     """
-    lines = ["| N | success, % | steps | return |", "| --- | --- | --- | --- |"]
+    rows = [["N", "success, %", "steps", "return"]]
     before: dict[str, Any] = {}
     for row in document["rows"]:
         if not (row["label"].startswith("GEM ") and row["label"].endswith(ending)):
@@ -64,9 +77,9 @@ def differences(document: dict[str, Any], ending: str) -> str:
         }
         if before:
             cells = [_difference(now[key] - before[key]) for key in list(now)[1:]]
-            lines.append(f"| {before['N']} to {now['N']} | {' | '.join(cells)} |")
+            rows.append([f"{before['N']} to {now['N']}", *cells])
         before = now
-    return "\n".join(lines)
+    return markdown(rows)
 
 
 def _difference(values: npt.NDArray[np.float64]) -> str:
@@ -163,31 +176,44 @@ At and around the goal the policy follows values that no data show. License: MIT
 """
 
 
-def main() -> None:
-    """Write cards, checkpoint summaries and the README's table."""
-    parts = []
+def measured() -> dict[Path, tuple[files.Checkpoint, dict[str, Any]]]:
+    """Every policy that ships, by its folder, and its evaluation, with the label of its setting."""
+    found = {}
     for folder in sorted((ROOT / "pretrained").iterdir()):
         weights, results = folder / files.WEIGHTS_FILE, folder / "evaluation.json"
-        if not (weights.is_file() and results.is_file()):
-            continue
-        document = json.loads(results.read_text())
-        loaded = files.load(weights)
+        if weights.is_file() and results.is_file():
+            loaded = files.load(weights)
+            own = loaded.config.selection
+            shipped = f"N={own.candidates} lambda={own.support_weight:g}"
+            found[folder] = (loaded, {**json.loads(results.read_text()), "shipped": shipped})
+    return found
+
+
+def bodies() -> tuple[str, str]:
+    """What goes into the README, and into the page of results."""
+    short = [["policy", "", "cloning", "actor's mode", *(f"GEM, N = {n}" for n in BUDGETS)]]
+    parts = []
+    for folder, (_, document) in measured().items():
+        short += short_rows(folder.name, document)
+        # The card has the rows without support too.
+        rows = [row for row in document["rows"] if not row["label"].endswith("lambda=0")]
+        own = table({**document, "rows": rows})
+        parts.append(f"**{folder.name}**, {document['episodes']} episodes\n\n{own}")
+    return markdown(short), "\n\n".join(parts)
+
+
+def main() -> None:
+    """Write cards, checkpoint summaries and the tables of both pages."""
+    for folder, (loaded, document) in measured().items():
         rows = [{k: row[k] for k in ("label", "settings", "summary")} for row in document["rows"]]
         evaluation = {k: document[k] for k in ("episodes", "seed", "envs")} | {"rows": rows}
-        provenance = {**loaded.provenance, "evaluation": evaluation}
-        files.save(files.Checkpoint(loaded.config, loaded.tensors, provenance), weights)
-        shipped = loaded.config.selection
-        document["shipped"] = f"N={shipped.candidates} lambda={shipped.support_weight:g}"
+        if loaded.provenance.get("evaluation") != evaluation:
+            provenance = {**loaded.provenance, "evaluation": evaluation}
+            changed_file = files.Checkpoint(loaded.config, loaded.tensors, provenance)
+            files.save(changed_file, folder / files.WEIGHTS_FILE)
         (folder / "README.md").write_text(card(folder.name, loaded, document))
-        # The first page shows what ships; the card has the rows without support too.
-        document["rows"] = [r for r in document["rows"] if not r["label"].endswith("lambda=0")]
-        parts.append(f"**{folder.name}**, {document['episodes']} episodes\n\n{table(document)}")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    body = "\n\n".join(parts)
-    readme.write_text(f"{before}{START}\n{body}\n{END}{after}")
+    for page, body in zip((README, RESULTS), bodies(), strict=True):
+        fill(page, NAME, body)
 
 
 if __name__ == "__main__":

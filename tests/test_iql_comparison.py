@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -15,27 +11,14 @@ import numpy as np
 import pytest
 import torch
 from fakes import BOX, GOAL, sample, tiny_policy
-from layout import ROOT
+from scripts import script
 from small_datasets import GOALS, random_episode, slow_transitions, write_dataset
 
-from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import CheckpointError, ConfigError
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import load
 
-
-def script(name: str) -> ModuleType:
-    """A module of `benchmarks/iql`, which is no package."""
-    spec = importlib.util.spec_from_file_location(
-        f"iql_{name}", ROOT / "benchmarks" / "iql" / f"{name}.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compare, export, table = script("compare"), script("export"), script("table")
+compare, export = script("iql/compare.py"), script("iql/export.py")
 
 WIDE = gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 1]), dtype=np.float32)
 LENGTHS = (4, 1, 6, 3, 5, 2, 7, 3)
@@ -202,91 +185,3 @@ def test_records_of_other_runs_are_kept(tmp_path: Path):
     put("b", 100, 4)
     found = [(r["dataset_id"], r["value"]) for r in json.loads(path.read_text())["records"]]
     assert sorted(found) == [("a", 2), ("b", 3), ("b", 4)]
-
-
-def test_the_readme_says_what_was_measured() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert f"{table.START}\n{table.body()}\n{table.END}" in text
-
-
-def row(label: str, mean: float, **settings: Any) -> dict[str, Any]:
-    """A row of results with a return of ``mean`` +- 1."""
-    summary = {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}}
-    return {"label": label, "settings": settings, "summary": summary}
-
-
-def test_a_row_of_the_table_is_a_record() -> None:
-    rows = [row(label, 10.0 * i) for i, label in enumerate(table.COLUMNS) if label != "GEM"]
-    gem = row("GEM N=4 x", 99.4, candidates=4)
-    record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, gem]}
-    record["label"] = "as shipped"
-    record["gem_updates"] = {"behavior_updates": 5, "actor_updates": 2}
-    record["iql"] = {"seed": 0}
-    cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
-    line = f"| a/b | 7 | 2 to 5 | {' | '.join(cells)} | 99 [98, 100] N=4 |"
-    assert table.line(record) == line
-    record["iql"] = {"seed": 3}
-    assert table.line(record) == line.replace("a/b", "a/b, seed 3")
-
-
-def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
-    chosen = asdict(SelectionConfig(candidates=7))
-    alone = asdict(SelectionConfig(candidates=1, kappa=9.0))  # chooses nothing
-    rows = [row("GEM N=7", 1.0, **chosen), row("GEM N=1", 1.0, **alone), row("actor mode", 1.0)]
-    own: dict[str, Any] = {
-        "train": asdict(TrainConfig(seed=7)),
-        "network": json.loads(json.dumps(asdict(NetworkConfig(3, 2)))),
-        "rows": rows,
-    }
-    assert table.with_defaults(own)
-    for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):
-        assert not table.with_defaults({**own, part: None})
-        for name in set(own[part]) - free:
-            less = {k: v for k, v in own[part].items() if k != name}
-            assert not table.with_defaults({**own, part: less})
-            assert not table.with_defaults({**own, part: {**own[part], name: "another"}})
-    for name in set(chosen) - {"candidates"}:
-        other = row("GEM N=7", 1.0, **{**chosen, name: "another"})
-        assert not table.with_defaults({**own, "rows": [*rows[1:], other]}), name
-
-
-def test_a_gain_is_a_difference_of_means_with_its_standard_error() -> None:
-    def curve(**returns: list[float]) -> dict[int, dict[str, Any]]:
-        return {int(n[1:]): {"episodes": {"return": x}} for n, x in returns.items()}
-
-    one = curve(n1=[1.0, 3.0, 5.0, 7.0], n16=[10.0, 10.0, 10.0, 30.0], n64=[0.0])
-    error = math.sqrt((20 / 3) / 4 + 100 / 4)
-    assert table.gains([one]) == [f"+11 ± {error:.0f}", ""]
-    other = curve(n1=[5.0, 5.0], n16=[10.0, 20.0], n256=[0.0, 1.0])
-    assert table.gains([other])[1] == f"-4 ± {math.sqrt(0.5 / 2):.0f}"
-    # Of two trainings, 11 and 10: what they differ by, whatever their episodes do.
-    assert table.gains([one, other]) == ["+10 ± 0", ""]
-    assert table.gains([one, other, {1: one[1]}]) == ["+10 ± 0 (2)", ""]
-    assert table.gains([one, {1: one[1]}]) == ["", ""]
-
-
-def test_a_budget_stands_under_its_own_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
-        rows = [row(f"GEM N={n}", 10.0 * n, **asdict(SelectionConfig(n))) for n in counts]
-        train = asdict(TrainConfig(seed=len(name)))
-        network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
-        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
-        document |= {"train": train, "network": network}
-        made = {**document, "rows": [row("actor mode", 7.0), *rows]}
-        (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
-    other = {**made, "train": {**train, "discount": 0.5}}
-    (tmp_path / "c_budget.json").write_text(json.dumps(other))
-    monkeypatch.setattr(table, "RESULTS", tmp_path)
-    cells = "10 [9, 11] | 40 [39, 41] |  |  |"  # no N = 16, no N = 256
-    columns = "| data | starts | N = 1 | N = 4 | 16 less 1 | 256 less 1 |"
-    assert table.budgets() == [
-        columns,
-        "| --- | --- | --- | --- | --- | --- |",
-        "| a, mean of 3 | 5 from 6 | 10 (2) | 40 |  |  |",
-        f"| a | 5 from 6 | {cells}",
-        f"| a, lookahead | 5 from 6 | {cells}",
-        "| a, seed 1 | 5 from 6 |  | 40 [39, 41] |  |  |",
-        f"| b | 5 from 6 | {cells}",
-    ]

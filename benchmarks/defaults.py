@@ -1,0 +1,259 @@
+"""Tables of trainings with every default, from the JSON of `iql/compare.py` and `evaluate`.
+
+    python benchmarks/defaults.py
+
+Reads benchmarks/results/iql.json (the records whose label begins with "defaults" or "as shipped")
+and the *_budget.json there, each written by
+
+    gem-policy evaluate RUN --episodes 50 --envs 50 --seed 160000 --batched
+                            --candidates 1,4,16,64,256 --json FILE
+
+with 100 episodes on HalfCheetah, whose few falls need more of them.
+A word between a file's first and its last says what is special about the run, such as a training
+seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
+but the seed, of selection but N: what was made with earlier ones stays on record.
+
+All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from blocks import README, RESULTS, ROOT, fill, markdown
+
+from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.training.config import TrainConfig
+
+FOLDER = ROOT / "benchmarks" / "results"
+NAME = "defaults: benchmarks/defaults.py"
+GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
+Curve = dict[int, dict[str, Any]]  # rows of a report by N
+IQL = "d3rlpy IQL"
+UPDATES = (20_000, 100_000)  # of IQL's, in the short table
+COLUMNS = {
+    "cloning (behavior sample)": "cloning, sample",
+    "cloning (behavior mode)": "cloning, mode",
+    IQL: IQL,
+    "actor mode": "GEM's actor",
+    "GEM": "GEM",
+}
+
+
+def interval(row: dict[str, Any]) -> str:
+    """``mean [low, high]`` of the return."""
+    x = row["summary"]["return"]
+    return f"{x['mean']:.0f} [{x['low']:.0f}, {x['high']:.0f}]"
+
+
+def row_of(record: dict[str, Any], label: str) -> dict[str, Any]:
+    """The record's row whose label begins so."""
+    found: dict[str, Any] = next(r for r in record["rows"] if r["label"].startswith(label))
+    return found
+
+
+def line(record: dict[str, Any]) -> list[str]:
+    """One training of one dataset as a row of the table."""
+    cells = []
+    for label in COLUMNS:
+        row = row_of(record, label)
+        count = row["label"].split()[1] if label == "GEM" else ""
+        cells.append(f"{interval(row)} {count}".strip())
+    numbers = [f"{record['updates']}", phases(record["gem_updates"])]
+    seed = record["iql"]["seed"]  # of both trainings
+    name = name_of(record["dataset_id"]) + (f", seed {seed}" if seed else "")
+    return [name, *numbers, *cells]
+
+
+def short_line(dataset: str, records: list[dict[str, Any]]) -> list[str]:
+    """Means of one dataset over trainings; in brackets over how many, if not over one.
+
+    Args:
+        dataset: Its id.
+        records: Those of it: one for each training of IQL and number of its updates.
+    """
+    updates = sorted({r["updates"] for r in records})
+    # One training of ours may stand beside several numbers of IQL's updates.
+    ours = list({r["iql"]["seed"]: r for r in records}.values())
+    columns = [
+        _short(ours, "cloning (behavior mode)"),
+        *(_short([r for r in records if r["updates"] == n], IQL) for n in UPDATES),
+        _short(ours, "actor mode"),
+        _short(ours, "GEM"),
+    ]
+    if not set(updates) <= set(UPDATES):
+        raise ValueError(f"{dataset} has IQL's updates {updates}, the table {UPDATES}.")
+    return [name_of(dataset), *columns]
+
+
+def _short(records: list[dict[str, Any]], label: str) -> str:
+    """Mean return of the rows with this label."""
+    if not records:
+        return ""
+    rows = [row_of(record, label) for record in records]
+    mean = np.mean([row["summary"]["return"]["mean"] for row in rows])
+    counts = {row["label"].split()[1] for row in rows if label == "GEM"}
+    many = f" ({len(rows)})" if len(rows) > 1 else ""
+    return f"{mean:.0f}{many} {', '.join(sorted(counts))}".strip()
+
+
+def phases(updates: dict[str, int]) -> str:
+    """Updates of GEM's four phases, the least and the most of them if they differ."""
+    least, most = min(updates.values()), max(updates.values())
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def name_of(dataset_id: str) -> str:
+    """A dataset's id, as the tables show it."""
+    return dataset_id.removeprefix("gem/").removesuffix("-v0")
+
+
+def with_defaults(document: dict[str, Any]) -> bool:
+    """Whether what was played was trained, and chooses, with today's defaults."""
+    train, network = document.get("train"), document.get("network")
+    if train is None or network is None:
+        return False
+    default = asdict(NetworkConfig(network["observation_size"], network["action_size"]))
+    same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
+    return same and train == asdict(TrainConfig(seed=train["seed"])) and chooses_so(document)
+
+
+def chooses_so(document: dict[str, Any]) -> bool:
+    """Whether the policy's rows have today's settings of selection, whatever their budget.
+
+    With one candidate there is nothing to choose: such a row counts, whatever its settings.
+    """
+    counts = {n: row["settings"] for n, row in curve_of(document).items() if n > 1}
+    return all(own == asdict(SelectionConfig(candidates=n)) for n, own in counts.items())
+
+
+def gains(curves: list[Curve]) -> list[str]:
+    """Mean return with N = 16 and 256 less that with N = 1, each with its standard error.
+
+    Of one training that of the differences on the same starts, of several that of the trainings'
+    differences.
+    """
+    cells = []
+    for count in GAINS:
+        played = [curve for curve in curves if {1, count} <= set(curve)]
+        if not played or len(played) == 1 < len(curves):
+            cells.append("")
+            continue
+        differences = [gained(curve, count) for curve in played]
+        several = np.array([x.mean() for x in differences])
+        mean, error = with_error(differences[0] if len(curves) == 1 else several)
+        cells.append(f"{mean:+.0f} ± {error:.0f}{fewer(played, curves)}")
+    return cells
+
+
+def gained(curve: Curve, count: int) -> npt.NDArray[np.float64]:
+    """Returns with N = ``count`` less those with N = 1, start by start."""
+    many, one = (curve[n]["episodes"]["return"] for n in (count, 1))
+    return np.subtract(many, one)
+
+
+def with_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def tally(curves: list[Curve]) -> str:
+    """How often another budget is worse or better than N = 1, start by start, beyond chance."""
+    found = [with_error(gained(curve, n)) for curve in curves if 1 in curve for n in curve if n > 1]
+    worse = sum(mean < -1.96 * error for mean, error in found)
+    better = sum(mean > 1.96 * error for mean, error in found)
+    chance = 0.025 * len(found)
+    return f"""Of the {len(found)} differences of a training's budgets to its N = 1, start by start,
+{worse} are below 0 by more than 1.96 standard errors, {better} above; by chance {chance:.1f}."""
+
+
+def mean_of(curves: list[Curve], count: int) -> str:
+    """Mean over trainings of the mean return, of those in which it was played."""
+    played = [curve for curve in curves if count in curve]
+    if not played:
+        return ""
+    mean = np.mean([curve[count]["summary"]["return"]["mean"] for curve in played])
+    return f"{mean:.0f}{fewer(played, curves)}"
+
+
+def fewer(played: list[Curve], curves: list[Curve]) -> str:
+    """In brackets how many trainings a number is of, if not of all."""
+    return "" if len(played) == len(curves) else f" ({len(played)})"
+
+
+def curve_of(document: dict[str, Any]) -> Curve:
+    """Rows of the policy by N."""
+    rows = [row for row in document["rows"] if row["label"].startswith("GEM")]
+    return {row["settings"]["candidates"]: row for row in rows}
+
+
+def budgets() -> tuple[list[list[str]], list[list[str]], str]:
+    """Returns over N: head and means over trainings, a row for every training, their `tally`.
+
+    Every ``*_budget.json`` is a training.
+    """
+    read = {path: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*_budget.json"))}
+    shown = {path: document for path, document in read.items() if with_defaults(document)}
+    curves = {path: curve_of(document) for path, document in shown.items()}
+    counts = sorted(set().union(*curves.values()))
+    head = ["data", "starts", *(f"N = {n}" for n in counts), *(f"{n} less 1" for n in GAINS)]
+    rows, alike = [], dict[tuple[str, str], list[Curve]]()
+    for path, document in shown.items():
+        special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
+        name, curve = name_of(document["dataset_id"]), curves[path]
+        starts = f"{document['episodes']} from {document['seed']}"
+        cells = [interval(curve[n]) if n in curve else "" for n in counts]
+        rows.append([", ".join([name, *special]), starts, *cells, *gains([curve])])
+        alike.setdefault((name, starts), []).append(curve)
+    means = [
+        [f"{name}, mean of {len(own)}", starts, *(mean_of(own, n) for n in counts), *gains(own)]
+        for (name, starts), own in alike.items()
+        if len(own) > 1
+    ]
+    return [head, *means], rows, tally(list(curves.values()))
+
+
+def bodies() -> tuple[str, str]:
+    """What goes into the README, and into the page of results."""
+    records = json.loads((FOLDER / "iql.json").read_text())["records"]
+    shown = [
+        r
+        for r in records
+        if r["label"].startswith("as shipped")
+        or (r["label"].startswith("defaults") and with_defaults(r))
+    ]
+    shown.sort(key=lambda r: (r["dataset_id"], r["updates"], r["iql"]["seed"]))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in shown:
+        groups.setdefault(record["dataset_id"], []).append(record)
+    names = [f"IQL, {n} updates" for n in UPDATES]
+    short = [["data", "cloning, mode", *names, "GEM's actor", "GEM"]]
+    short += [short_line(dataset, own) for dataset, own in groups.items()]
+    head = ["data", "IQL's updates", "GEM's, a phase", *COLUMNS.values()]
+    means, trainings, counted = budgets()
+    played = f"Returns, {shown[0]['episodes']} episodes a row, from seed {shown[0]['seed']}"
+    parts = (
+        [markdown(short), f"{played}. The budget:", markdown(means)],
+        [
+            markdown([head, *(line(r) for r in shown)]),
+            f"{played}. The budget:",
+            markdown([*means, *trainings]),
+            counted,
+        ],
+    )
+    return "\n\n".join(parts[0]), "\n\n".join(parts[1])
+
+
+def main() -> None:
+    """Write the tables into both pages."""
+    for page, body in zip((README, RESULTS), bodies(), strict=True):
+        fill(page, NAME, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The pages of results: what they say is what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import script
+
+from gem_policy.config import NetworkConfig, SelectionConfig
+from gem_policy.training.config import TrainConfig
+
+blocks, cards, defaults = script("blocks.py"), script("cards.py"), script("defaults.py")
+
+
+@pytest.mark.parametrize("made", [cards, defaults], ids=["cards", "defaults"])
+def test_pages_say_what_was_measured(made: Any) -> None:
+    for page, body in zip((blocks.README, blocks.RESULTS), made.bodies(), strict=True):
+        assert blocks.block(made.NAME, body) in page.read_text(), page.name
+
+
+def test_cards_say_what_was_measured() -> None:
+    measured = cards.measured()
+    assert measured
+    for folder, (loaded, document) in measured.items():
+        assert (folder / "README.md").read_text() == cards.card(folder.name, loaded, document)
+
+
+def test_a_part_of_a_page_is_written_in_place(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter <!-- b -->\n")
+    blocks.fill(page, "a", "new\nlines")
+    blocks.fill(page, "a", "new\nlines")
+    made = "before\n<!-- a -->\nnew\nlines\n<!-- end of a -->\nafter <!-- b -->\n"
+    assert page.read_text() == made
+    for name in ("b", "c"):  # not closed, not there
+        with pytest.raises(ValueError, match=f"end of {name}"):
+            blocks.fill(page, name, "x")
+    assert page.read_text() == made
+
+
+def test_the_first_row_of_a_table_is_its_head() -> None:
+    assert blocks.markdown([["a", "b"], ["1", ""]]) == "| a | b |\n| --- | --- |\n| 1 |  |"
+
+
+def row(label: str, mean: float, **settings: Any) -> dict[str, Any]:
+    """A row of results with a return of ``mean`` +- 1."""
+    summary = {"return": {"mean": mean, "low": mean - 1, "high": mean + 1}}
+    return {"label": label, "settings": settings, "summary": summary}
+
+
+def test_a_row_of_the_table_is_a_record() -> None:
+    rows = [row(label, 10.0 * i) for i, label in enumerate(defaults.COLUMNS) if label != "GEM"]
+    gem = row("GEM N=4 x", 99.4, candidates=4)
+    record = {"dataset_id": "gem/a/b-v0", "updates": 7, "rows": [*rows, gem]}
+    record["label"] = "as shipped"
+    record["gem_updates"] = {"behavior_updates": 5, "actor_updates": 2}
+    record["iql"] = {"seed": 0}
+    cells = [f"{10 * i} [{10 * i - 1}, {10 * i + 1}]" for i in range(4)]
+    line = ["7", "2 to 5", *cells, "99 [98, 100] N=4"]
+    assert defaults.line(record) == ["a/b", *line]
+    record["iql"] = {"seed": 3}
+    assert defaults.line(record) == ["a/b, seed 3", *line]
+
+
+def test_a_row_of_the_short_table_is_a_mean_over_trainings() -> None:
+    def record(seed: int, updates: int, iql: float, gem: float) -> dict[str, Any]:
+        rows = [
+            row(label, 10.0) for label in defaults.COLUMNS if label not in ("GEM", "d3rlpy IQL")
+        ]
+        rows += [row("d3rlpy IQL", iql), row("GEM N=4 x", gem)]
+        return {"updates": updates, "iql": {"seed": seed}, "rows": rows}
+
+    own = [record(0, 20_000, 1, 50), record(0, 100_000, 9, 50), record(1, 20_000, 3, 70)]
+    assert defaults.short_line("gem/a/b-v0", own[:1]) == ["a/b", "10", "1", "", "10", "50 N=4"]
+    expected = ["a/b", "10 (2)", "2 (2)", "9", "10 (2)", "60 (2) N=4"]
+    assert defaults.short_line("gem/a/b-v0", own) == expected
+    with pytest.raises(ValueError, match="5"):
+        defaults.short_line("gem/a/b-v0", [record(0, 5, 1, 50)])
+
+
+def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
+    chosen = asdict(SelectionConfig(candidates=7))
+    alone = asdict(SelectionConfig(candidates=1, kappa=9.0))  # chooses nothing
+    rows = [row("GEM N=7", 1.0, **chosen), row("GEM N=1", 1.0, **alone), row("actor mode", 1.0)]
+    own: dict[str, Any] = {
+        "train": asdict(TrainConfig(seed=7)),
+        "network": json.loads(json.dumps(asdict(NetworkConfig(3, 2)))),
+        "rows": rows,
+    }
+    assert defaults.with_defaults(own)
+    for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):
+        assert not defaults.with_defaults({**own, part: None})
+        for name in set(own[part]) - free:
+            less = {k: v for k, v in own[part].items() if k != name}
+            assert not defaults.with_defaults({**own, part: less})
+            assert not defaults.with_defaults({**own, part: {**own[part], name: "another"}})
+    for name in set(chosen) - {"candidates"}:
+        other = row("GEM N=7", 1.0, **{**chosen, name: "another"})
+        assert not defaults.with_defaults({**own, "rows": [*rows[1:], other]}), name
+
+
+def test_a_gain_is_a_mean_difference_with_its_standard_error() -> None:
+    def curve(**returns: list[float]) -> dict[int, dict[str, Any]]:
+        return {int(n[1:]): {"episodes": {"return": x}} for n, x in returns.items()}
+
+    one = curve(n1=[1.0, 3.0, 5.0, 7.0], n16=[11.0, 13.0, 15.0, 21.0], n64=[0.0])
+    error = math.sqrt(4 / 4)  # of 10, 10, 10, 14 on the same starts
+    assert defaults.gains([one]) == [f"+11 ± {error:.0f}", ""]
+    other = curve(n1=[5.0, 5.0], n16=[10.0, 20.0], n256=[0.0, 1.0])
+    assert defaults.gains([other]) == ["+10 ± 5", "-4 ± 0"]
+    # Of two trainings, 11 and 10: what they differ by, whatever their episodes do.
+    assert defaults.gains([one, other]) == ["+10 ± 0", ""]
+    assert defaults.gains([one, other, {1: one[1]}]) == ["+10 ± 0 (2)", ""]
+    assert defaults.gains([one, {1: one[1]}]) == ["", ""]
+
+
+def test_a_budget_stands_under_its_own_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, counts in (("a", (1, 4)), ("a_lookahead", (4, 1)), ("a_seed-1", (4,)), ("b", (4, 1))):
+        rows = [row(f"GEM N={n}", 10.0 * n, **asdict(SelectionConfig(n))) for n in counts]
+        for own, n in zip(rows, counts, strict=True):
+            own["episodes"] = {"return": [n, n + 2.0 * (n > 1)]}
+        train = asdict(TrainConfig(seed=len(name)))
+        network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
+        document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
+        document |= {"train": train, "network": network}
+        made = {**document, "rows": [row("actor mode", 7.0), *rows]}
+        (tmp_path / f"{name}_budget.json").write_text(json.dumps(made))
+    other = {**made, "train": {**train, "discount": 0.5}}
+    (tmp_path / "c_budget.json").write_text(json.dumps(other))
+    monkeypatch.setattr(defaults, "FOLDER", tmp_path)
+    cells = ["10 [9, 11]", "40 [39, 41]"]
+    means, trainings, counted = defaults.budgets()
+    assert means == [
+        ["data", "starts", "N = 1", "N = 4", "16 less 1", "256 less 1"],
+        ["a, mean of 3", "5 from 6", "10 (2)", "40", "", ""],
+    ]
+    assert trainings == [
+        ["a", "5 from 6", *cells, "", ""],
+        ["a, lookahead", "5 from 6", *cells, "", ""],
+        ["a, seed 1", "5 from 6", "", "40 [39, 41]", "", ""],
+        ["b", "5 from 6", *cells, "", ""],
+    ]
+    assert counted.startswith("Of the 3 differences") and "3 above" in counted
+
+
+def test_differences_beyond_chance_are_counted() -> None:
+    def curve(*gains: float) -> dict[int, dict[str, Any]]:
+        pairs = ((1, [0.0] * len(gains)), (4, list(gains)), (16, [0.0] * len(gains)))
+        return {n: {"episodes": {"return": x}} for n, x in pairs}
+
+    # Means of 3, -3 and 1, each with a standard error of 1.
+    curves = [curve(2, 4), curve(-2, -4), curve(0, 2)]
+    counted = defaults.tally(curves)
+    assert counted.startswith("Of the 6 differences")
+    assert "1 are below 0" in counted and "1 above" in counted and "by chance 0.2" in counted
