@@ -160,3 +160,11 @@ def test_differences_beyond_chance_are_counted() -> None:
     counted = defaults.tally(curves)
     assert counted.startswith("Of the 6 differences")
     assert "1 are below 0" in counted and "1 above" in counted and "by chance 0.2" in counted
+
+
+def test_falls_are_counted_and_left_out() -> None:
+    one, four = [10.0, 1.0, 10.0, 10.0], [12.0, 10.0, 3.0, 16.0]
+    curve = {n: {"episodes": {"return": x}} for n, x in ((1, one), (4, four))}
+    rows = defaults.without_falls({"a": curve}, 5)
+    # Of the first start and the last: 2 and 6.
+    assert rows == [["training", "N = 1", "N = 4"], ["a", "1 fall", "+4.0 ± 2.0, 1 fall"]]
