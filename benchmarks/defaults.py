@@ -28,9 +28,11 @@ from blocks import README, RESULTS, ROOT, fill, markdown
 
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.decay import SMALL_DATA_DECAY
 
 FOLDER = ROOT / "benchmarks" / "results"
 NAME = "defaults: benchmarks/defaults.py"
+SMALL_DATASETS = {"gem/door/human-v0"}  # whose size sets the default of weight decay
 GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
 IQL = "d3rlpy IQL"
@@ -120,7 +122,9 @@ def with_defaults(document: dict[str, Any]) -> bool:
         return False
     default = asdict(NetworkConfig(network["observation_size"], network["action_size"]))
     same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
-    return same and train == asdict(TrainConfig(seed=train["seed"])) and chooses_so(document)
+    few = document["dataset_id"] in SMALL_DATASETS
+    today = TrainConfig(seed=train["seed"], weight_decay=SMALL_DATA_DECAY if few else 0.0)
+    return same and train == asdict(today) and chooses_so(document)
 
 
 def chooses_so(document: dict[str, Any]) -> bool:

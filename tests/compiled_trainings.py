@@ -1,7 +1,7 @@
-"""Compiled updates beside ordinary ones: `python compiled_trainings.py FOLDER [eager]`.
+"""Compiled updates beside ordinary ones: `python compiled_trainings.py FOLDER DEVICE [eager]`.
 
 A program, for the reasons of `compiled_policies.py`. With "eager" torch only traces, in one piece
-or not at all; without, whole runs are compiled for the CPU, one of them stopped and resumed.
+or not at all; without, whole runs are compiled for the device, one of them stopped and resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gem_policy.training.shared_replay import SharedSampler, share
 from gem_policy.training.stacked import StackedLearner
 from gem_policy.training.trainer import PHASES, start_learner
 
-FOLDER = Path(sys.argv[1])
+FOLDER, DEVICE = Path(sys.argv[1]), sys.argv[2]
 CPU = torch.device("cpu")
 torch.set_num_threads(1)
 warnings.simplefilter("ignore", TrainingWarning)  # a dozen updates know nothing
@@ -82,21 +82,22 @@ def trace_all() -> None:
 def run_all() -> None:
     """A compiled run is the ordinary one to rounding; stopped and resumed it is itself, to the bit.
 
-    Read at other times as well.
+    Read at other times as well. On a GPU compiled updates are recorded as graphs, as by default.
     """
-    ordinary = run(dataset, FOLDER / "ordinary")
-    whole = run(dataset, FOLDER / "whole", compiled=True)
-    close(load(whole), load(ordinary))
+    ordinary = run(dataset, FOLDER / "ordinary", device=DEVICE)
+    options: dict[str, Any] = {"compiled": True, "device": DEVICE}
+    whole = run(dataset, FOLDER / "whole", **options)
+    torch.testing.assert_close(load(whole), load(ordinary), rtol=1e-4, atol=1e-5)
     for update in (3, 15, 40, 50):
         try:
-            run(dataset, FOLDER / "again", compiled=True, log_every=3, progress=stop_at(update))
+            run(dataset, FOLDER / "again", **options, log_every=3, progress=stop_at(update))
         except Stop:
             continue
         raise RuntimeError("it was not stopped")
-    assert run(dataset, FOLDER / "again", compiled=True, log_every=3) == whole
+    assert run(dataset, FOLDER / "again", **options, log_every=3) == whole
 
 
-if sys.argv[2:] == ["eager"]:
+if sys.argv[3:] == ["eager"]:
     trace_all()
 else:
     run_all()

@@ -13,6 +13,7 @@ from scripts import script
 
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
+from gem_policy.training.decay import SMALL_DATA_DECAY
 
 blocks, cards, defaults = script("blocks.py"), script("cards.py"), script("defaults.py")
 
@@ -88,11 +89,16 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
     alone = asdict(SelectionConfig(candidates=1, kappa=9.0))  # chooses nothing
     rows = [row("GEM N=7", 1.0, **chosen), row("GEM N=1", 1.0, **alone), row("actor mode", 1.0)]
     own: dict[str, Any] = {
-        "train": asdict(TrainConfig(seed=7)),
+        "dataset_id": "gem/some/large-v0",
+        "train": asdict(TrainConfig(seed=7, weight_decay=0.0)),
         "network": json.loads(json.dumps(asdict(NetworkConfig(3, 2)))),
         "rows": rows,
     }
     assert defaults.with_defaults(own)
+    small = {**own, "dataset_id": "gem/door/human-v0"}
+    assert not defaults.with_defaults(small)
+    decayed = asdict(TrainConfig(seed=7, weight_decay=SMALL_DATA_DECAY))
+    assert defaults.with_defaults({**small, "train": decayed})
     for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):
         assert not defaults.with_defaults({**own, part: None})
         for name in set(own[part]) - free:
@@ -126,7 +132,7 @@ def test_a_budget_stands_under_its_own_count(
         rows = [row(f"GEM N={n}", 10.0 * n, **asdict(SelectionConfig(n))) for n in counts]
         for own, n in zip(rows, counts, strict=True):
             own["episodes"] = {"return": [n, n + 2.0 * (n > 1)]}
-        train = asdict(TrainConfig(seed=len(name)))
+        train = asdict(TrainConfig(seed=len(name), weight_decay=0.0))
         network = json.loads(json.dumps(asdict(NetworkConfig(3, 2))))
         document = {"dataset_id": f"gem/{name[0]}-v0", "episodes": 5, "seed": 6}
         document |= {"train": train, "network": network}

@@ -71,8 +71,10 @@ class TrainConfig:
         holdout: Fraction of the episodes kept out of training, for validation and calibration.
         dropout: Probability of a hidden unit of behavior model and actor to be dropped in an
             update. For few demonstrations, though on door's 25 it was no help. Never when deployed.
-        weight_decay: AdamW's, decoupled: every update multiplies the weight matrices of all
-            networks (not the biases) with 1 - rate * weight_decay.
+        weight_decay: AdamW's, decoupled, of behavior model and actor: every update multiplies their
+            weight matrices (not the biases) with 1 - rate * weight_decay. None: 0.1 for few
+            demonstrations, datasets of no more than 10,000 transitions, else 0; the checkpoint
+            records which.
         patience: Early stopping of behavior model and actor. Their held-out log-likelihood
             (weighted, for the actor) is measured every ``validate_every`` updates; the weights
             that did best are the ones that the phase ends with, and it ends at the latest after
@@ -112,7 +114,7 @@ class TrainConfig:
     terminal_reward: float | None = None
     holdout: float = 0.02
     dropout: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     patience: int = 0
     validate_every: int = 500
     precision: str = "float32"
@@ -152,7 +154,8 @@ class TrainConfig:
             require_number("terminal_reward", self.terminal_reward, "finite", -1e30, 1e30)
         require_number("holdout", self.holdout, "a number in [0, 0.5]", 0, 0.5)
         require_number("dropout", self.dropout, "a number in [0, 0.9]", 0, 0.9)
-        require_number("weight_decay", self.weight_decay, "a number in [0, 1]", 0, 1)
+        if self.weight_decay is not None:
+            require_number("weight_decay", self.weight_decay, "in [0, 1], or None (null)", 0, 1)
         require_count("patience", self.patience, 0)
         require_count("validate_every", self.validate_every)
         fine = self.precision in PRECISIONS

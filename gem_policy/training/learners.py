@@ -236,7 +236,7 @@ class BehaviorLearner(Learner):
             {"behavior": self.model},
             config.policy_lr,
             config.behavior_updates,
-            config.weight_decay,
+            config.weight_decay or 0.0,
             precision=config.precision,
         )
 
@@ -284,9 +284,8 @@ class ValueLearner(Learner):
             modules,
             config.critic_lr,
             config.value_updates,
-            config.weight_decay,
-            {"target": self.target},
-            config.precision,
+            frozen={"target": self.target},
+            precision=config.precision,
         )
 
     def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
@@ -351,9 +350,8 @@ class CriticLearner(Learner):
             trained,
             config.critic_lr,
             config.critic_updates,
-            config.weight_decay,
-            kept,
-            config.precision,
+            frozen=kept,
+            precision=config.precision,
         )
 
     def parts(self) -> tuple[Modules, Modules]:
@@ -396,7 +394,7 @@ class ActorLearner(Learner):
             {"actor": self.model},
             config.policy_lr,
             config.actor_updates,
-            config.weight_decay,
+            config.weight_decay or 0.0,
             precision=config.precision,
         )
 

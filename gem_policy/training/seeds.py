@@ -23,6 +23,7 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import Update, records, updates_of
 from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.decay import settle_decay
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
 from gem_policy.training.generalization import guide, measure
@@ -101,7 +102,7 @@ def fit_seeds(
     require_count("seeds", seeds)
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     out = Path(out)
-    config = config or TrainConfig()
+    config = settle_decay(config or TrainConfig(), dataset)
     _check_supported(config)
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)

@@ -29,6 +29,7 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import records, updates_of
 from gem_policy.training.dataset import Dataset, load
+from gem_policy.training.decay import settle_decay
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
@@ -144,7 +145,7 @@ def fit(
         require_count("evaluate_every", evaluate_every)
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     out = Path(out)
-    config = config or TrainConfig()
+    config = settle_decay(config or TrainConfig(), dataset)
     net = network_for(dataset, network)
     where = torch.device(device)
     cuda_graph = records(cuda_graph, config, where)

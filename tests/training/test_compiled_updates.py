@@ -27,12 +27,17 @@ def done(*arguments: str | Path) -> str:
 
 
 def test_updates_are_traced_in_one_piece_and_are_the_ordinary_ones(tmp_path: Path) -> None:
-    assert "ordinary" in done(tmp_path, "eager")
+    assert "ordinary" in done(tmp_path, "cpu", "eager")
 
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_ordinary_one_and_resumes_to_the_bit(tmp_path: Path) -> None:
-    assert "ordinary" in done(tmp_path)
+    assert "ordinary" in done(tmp_path, "cpu")
+
+
+@pytest.mark.cuda
+def test_a_run_compiled_for_a_gpu_is_the_ordinary_one(tmp_path: Path) -> None:
+    assert "ordinary" in done(tmp_path, "cuda")
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # two updates a phase

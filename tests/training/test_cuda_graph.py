@@ -34,7 +34,7 @@ from gem_policy.training.packed import PackedTransitions
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Replay, Sampler
 from gem_policy.training.seeds import fit_seeds
-from gem_policy.training.trainer import PHASES, start_learner
+from gem_policy.training.trainer import PHASES, Progress, start_learner
 
 # What the short runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -147,6 +147,25 @@ def test_runs_with_graphs_on_cuda_are_the_ordinary_ones(dataset: Dataset, tmp_pa
         )
     ]
     _assert_close(*many)
+
+
+@pytest.mark.cuda
+def test_metrics_of_several_seeds_on_cuda_are_those_on_a_cpu(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Held-out ones and the critics' spread too, which are computed seed by seed."""
+    told: dict[str, dict[str, float]] = {}
+    for device in ("cpu", "cuda"):
+        seen = told.setdefault(device, {})
+
+        def collect(now: Progress, seen: dict[str, float] = seen) -> None:
+            seen.update({f"{name} at {now.done}": x for name, x in now.metrics.items()})
+
+        options: dict[str, Any] = {"device": device, "progress": collect, "log_every": 6}
+        fit_seeds(dataset, tmp_path / device, SHORT, **SEEDS, **options)
+    assert any("held_out" in name for name in told["cpu"])
+    assert any("spread" in name for name in told["cpu"])
+    assert told["cuda"] == pytest.approx(told["cpu"], rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.cuda
