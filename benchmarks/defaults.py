@@ -33,6 +33,7 @@ from gem_policy.training.decay import SMALL_DATA_DECAY
 FOLDER = ROOT / "benchmarks" / "results"
 NAME = "defaults: benchmarks/defaults.py"
 SMALL_DATASETS = {"gem/door/human-v0"}  # whose size sets the default of weight decay
+SEVERAL = 3  # trainings, of which an error between them is told
 GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
 IQL = "d3rlpy IQL"
@@ -102,6 +103,24 @@ def _short(records: list[dict[str, Any]], label: str) -> str:
     counts = {row["label"].split()[1] for row in rows if label == "GEM"}
     many = f" ({len(rows)})" if len(rows) > 1 else ""
     return f"{mean:.0f}{many} {', '.join(sorted(counts))}".strip()
+
+
+def over_iql(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """GEM's mean return less IQL's, seed by seed, where there are `SEVERAL` trainings or more."""
+    told = []
+    for dataset, records in groups.items():
+        for updates in UPDATES:
+            own = [r for r in records if r["updates"] == updates]
+            if len(own) < SEVERAL:
+                continue
+            pairs = [
+                [row_of(r, label)["summary"]["return"]["mean"] for label in ("GEM", IQL)]
+                for r in own
+            ]
+            mean, error = with_error(np.subtract(*np.transpose(pairs)))
+            cell = f"{round(mean):+d} ± {error:.0f} after {updates} updates of IQL"
+            told.append(f"{name_of(dataset)} {cell} ({len(own)} trainings)")
+    return "GEM less IQL, training by training:\n" + ";\n".join(told) + "." if told else ""
 
 
 def phases(updates: dict[str, int]) -> str:
@@ -269,15 +288,17 @@ def bodies() -> tuple[str, str]:
     means, trainings, counted = budgets()
     played = f"Returns, {shown[0]['episodes']} episodes a row, from seed {shown[0]['seed']}"
     parts = (
-        [markdown(short), f"{played}. The budget:", markdown(means)],
+        [markdown(short), over_iql(groups), f"{played}. The budget:", markdown(means)],
         [
             markdown([head, *(line(r) for r in shown)]),
+            over_iql(groups),
             f"{played}. The budget:",
             markdown([*means, *trainings]),
             counted,
         ],
     )
-    return "\n\n".join(parts[0]), "\n\n".join(parts[1])
+    short_page, long_page = ("\n\n".join(filter(None, own)) for own in parts)
+    return short_page, long_page
 
 
 def main() -> None:

@@ -68,20 +68,30 @@ def test_a_row_of_the_table_is_a_record() -> None:
     assert defaults.line(record) == ["a/b, seed 3", *line]
 
 
-def test_a_row_of_the_short_table_is_a_mean_over_trainings() -> None:
-    def record(seed: int, updates: int, iql: float, gem: float) -> dict[str, Any]:
-        rows = [
-            row(label, 10.0) for label in defaults.COLUMNS if label not in ("GEM", "d3rlpy IQL")
-        ]
-        rows += [row("d3rlpy IQL", iql), row("GEM N=4 x", gem)]
-        return {"updates": updates, "iql": {"seed": seed}, "rows": rows}
+def record(seed: int, updates: int, iql: float, gem: float) -> dict[str, Any]:
+    """A record of one training of each, with these returns."""
+    rows = [row(label, 10.0) for label in defaults.COLUMNS if label not in ("GEM", "d3rlpy IQL")]
+    rows += [row("d3rlpy IQL", iql), row("GEM N=4 x", gem)]
+    return {"updates": updates, "iql": {"seed": seed}, "rows": rows}
 
+
+def test_a_row_of_the_short_table_is_a_mean_over_trainings() -> None:
     own = [record(0, 20_000, 1, 50), record(0, 100_000, 9, 50), record(1, 20_000, 3, 70)]
     assert defaults.short_line("gem/a/b-v0", own[:1]) == ["a/b", "10", "1", "", "10", "50 N=4"]
     expected = ["a/b", "10 (2)", "2 (2)", "9", "10 (2)", "60 (2) N=4"]
     assert defaults.short_line("gem/a/b-v0", own) == expected
     with pytest.raises(ValueError, match="5"):
         defaults.short_line("gem/a/b-v0", [record(0, 5, 1, 50)])
+
+
+def test_what_gem_has_more_than_iql_is_told_of_several_trainings() -> None:
+    own = [
+        record(seed, 20_000, 10.0 * seed, 10.0 * seed + gain) for seed, gain in enumerate((1, 3))
+    ]
+    own += [record(seed, 100_000, 50, 50 + gain) for seed, gain in enumerate((-3, 0, -6))]
+    assert defaults.over_iql({"gem/a/b-v0": own[:2]}) == ""
+    expected = "a/b -3 ± 2 after 100000 updates of IQL (3 trainings)."
+    assert defaults.over_iql({"gem/a/b-v0": own}).splitlines()[1:] == [expected]
 
 
 def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:

@@ -1,4 +1,4 @@
-"""Weight decay where it was left to the trainer: of few demonstrations a clone learns too much."""
+"""The default of weight decay, by the dataset's size: few demonstrations are learned by heart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SMALL_DATA_DECAY = 0.1
 def settle_decay(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """The settings with a weight decay: where it is None, `SMALL_DATA_DECAY` or 0.
 
-    The former for datasets of no more than `LEAST_TRANSITIONS` transitions, those whose episodes
-    all weigh the same (our choice, measured on the demonstrations of door).
+    The former for datasets of no more than `LEAST_TRANSITIONS` transitions, held-out ones too: the
+    same for every seed (our choice, measured on the demonstrations of door; DESIGN.md).
     """
     if config.weight_decay is not None:
         return config
