@@ -85,7 +85,22 @@ class LookaheadCritics(nn.Module):
         Float[Tensor, "members *batch candidates"],
     ]:
         """Every member's changes and reward, both in `Units`, and the logit of going on."""
-        out = self.step.of_actions(observations, actions)
+        return self._read(self.step.of_actions(observations, actions))
+
+    def predict_pairs(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch action"],
+    ) -> tuple[
+        Float[Tensor, "members *batch obs"],
+        Float[Tensor, members *batch],
+        Float[Tensor, members *batch],
+    ]:
+        """`predict` for one action of each state."""
+        return self._read(self.step.of_pairs(observations, actions))
+
+    @staticmethod
+    def _read(out: Float[Tensor, "*batch outputs"]) -> tuple[Tensor, Tensor, Tensor]:
         change, reward, logit = torch.split(out, [out.shape[-1] - 2, 1, 1], -1)
         return change, reward.squeeze(-1), logit.squeeze(-1)
 

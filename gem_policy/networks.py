@@ -137,7 +137,7 @@ class Ensemble(nn.Module):
             weight = self.weights[layer]
             x = x.to(weight.dtype)
             if self.layer_norm:
-                x = F.layer_norm(x, x.shape[-1:])
+                x = normalized(x)
             # In place: neither LayerNorm nor the product before needs its output to go backward.
             x = affine(F.relu_(x), weight, self.biases[layer])
         return x
@@ -163,11 +163,28 @@ class Ensemble(nn.Module):
         x = self.after_first(x)
         return x.reshape(members, *batch, count, x.shape[-1])
 
+    def of_pairs(
+        self,
+        observations: Float[Tensor, "*batch obs"],
+        actions: Float[Tensor, "*batch action"],
+    ) -> Float[Tensor, "members *batch outputs"]:
+        """`of_actions` for one action of each state: one product does, where that takes two."""
+        return self.of_shared(torch.cat([waves(observations, self.frequencies), actions], -1))
+
+    def of_shared(
+        self, inputs: Float[Tensor, "*batch inputs"]
+    ) -> Float[Tensor, "members *batch outputs"]:
+        """What every member gives for the same inputs, as its first layer sees them."""
+        *batch, size = inputs.shape
+        rows = inputs.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
+        x = self.after_first(affine(rows, self.weights[0], self.biases[0]))
+        return x.reshape(self.members, *batch, x.shape[-1])
+
     def of_own(
-        self, inputs: Float[Tensor, "members rows obs"]
+        self, observations: Float[Tensor, "members rows obs"]
     ) -> Float[Tensor, "members rows outputs"]:
-        """What every member gives for rows of its own, or for the same ones, expanded."""
-        inputs = waves(inputs, self.frequencies)
+        """What every member gives for observations of its own."""
+        inputs = waves(observations, self.frequencies)
         return self.after_first(affine(inputs, self.weights[0], self.biases[0]))
 
 
@@ -180,6 +197,15 @@ def affine(
     if torch.compiler.is_compiling():  # the sum is then part of what comes next, here of no product
         return torch.bmm(x, weight) + bias
     return torch.baddbmm(bias, x, weight)
+
+
+def normalized(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """LayerNorm without gain and shift."""
+    gain = None
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # There torch has fast code for a LayerNorm with a gain alone. One of ones changes no bit.
+        gain = torch.ones(x.shape[-1], dtype=x.dtype)
+    return F.layer_norm(x, x.shape[-1:], gain)
 
 
 def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*batch inputs"]:
@@ -213,9 +239,7 @@ class ValueEnsemble(Ensemble):
         self, observations: Float[Tensor, "*batch obs"]
     ) -> Float[Tensor, " members *batch"]:
         """Value of every state by every member."""
-        *batch, size = observations.shape
-        rows = observations.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
-        return self.of_own(rows).reshape(self.members, *batch)
+        return self.of_shared(waves(observations, self.frequencies)).squeeze(-1)
 
 
 def build_actor(config: NetworkConfig, generator: torch.Generator | None = None) -> MixturePolicy:

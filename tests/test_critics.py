@@ -66,6 +66,16 @@ def test_they_are_their_loops(batch: tuple[int, ...], frequencies: int) -> None:
                 assert float(q[(member, *place, n)]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_pairs_are_predicted_as_single_candidates_are() -> None:
+    critics = small(3)
+    observations, actions = torch.randn(4, 3), torch.rand(4, 2)
+    pairs = critics.predict_pairs(observations, actions)
+    for found, expected, axis in zip(
+        pairs, critics.predict(observations, actions.unsqueeze(-2)), (-2, -1, -1), strict=True
+    ):
+        torch.testing.assert_close(found, expected.squeeze(axis))
+
+
 def test_they_are_what_a_training_gets_unless_told_otherwise() -> None:
     assert isinstance(build_critics(NetworkConfig(2, 1)), LookaheadCritics)
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from fakes import tiny_policy
 from reference import in_waves, member_outputs
+from torch.nn import functional as F
 
 from gem_policy import GEMPolicy
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import ConfigError
-from gem_policy.networks import build_action_values, build_values, waves
+from gem_policy.networks import build_action_values, build_values, normalized, waves
 
 
 def small(frequencies: int, layer_norm: bool = True) -> NetworkConfig:
@@ -50,6 +51,34 @@ def test_ensembles_are_their_loops(
             for n in range(5):
                 expected = member_outputs(critics, member, seen + actions[(*place, n)].tolist())[0]
                 assert float(q[(member, *place, n)]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("frequencies", [0, 2])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_a_pair_is_one_candidate(batch: tuple[int, ...], frequencies: int) -> None:
+    critics = build_action_values(small(frequencies), torch.Generator().manual_seed(0))
+    observations, actions = torch.randn(*batch, 3), torch.rand(*batch, 2)
+    found = critics.of_pairs(observations, actions)
+    torch.testing.assert_close(
+        found, critics.of_actions(observations, actions.unsqueeze(-2))[..., 0, :]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_normalizing_is_torchs_layer_norm_to_the_bit(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 4, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def plain(part: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(part, (40,))
+
+    # Several seeds are trained under vmap.
+    for one, other in ((normalized, plain), (torch.vmap(normalized), torch.vmap(plain))):
+        results = []
+        for layer in (one, other):
+            own = x.clone().requires_grad_()
+            out = layer(own)
+            results.append((out, *torch.autograd.grad(out.square().sum(), own)))
+        assert all(map(torch.equal, *results))
 
 
 def test_without_frequencies_nothing_is_added() -> None:

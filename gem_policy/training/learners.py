@@ -294,7 +294,7 @@ class ValueLearner(Learner):
         with torch.no_grad():
             after = self.target(batch.ahead.observations)
         if self.config.value_source == "critics":
-            q = self.helper(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+            q = self.helper.of_pairs(batch.observations, batch.actions).squeeze(-1)
             error = critic_loss(q, batch.rewards, batch.continues, after, self.config.discount)
             fit = expectile_loss(q.detach(), value, self.config.expectile)
             total = fit.loss + error.loss

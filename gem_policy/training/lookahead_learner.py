@@ -57,8 +57,7 @@ class LookaheadLearner(CriticLearner):
     def loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """Mean over the batch, summed over members."""
         units = self.critics.units
-        found = self.critics.predict(batch.observations, batch.actions.unsqueeze(-2))
-        change, reward, logit = (x.squeeze(i) for x, i in zip(found, (-2, -1, -1), strict=True))
+        change, reward, logit = self.critics.predict_pairs(batch.observations, batch.actions)
         moved = _in_units(batch.next_observations - batch.observations, units.change)
         paid = _in_units(batch.rewards - units.reward_mean, units.reward_std)
         ends = self.config.terminal_reward is None
