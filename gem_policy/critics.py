@@ -93,8 +93,8 @@ class LookaheadCritics(nn.Module):
         actions: Float[Tensor, "*batch action"],
     ) -> tuple[
         Float[Tensor, "members *batch obs"],
-        Float[Tensor, members *batch],
-        Float[Tensor, members *batch],
+        Float[Tensor, " members *batch"],
+        Float[Tensor, " members *batch"],
     ]:
         """`predict` for one action of each state."""
         return self._read(self.step.of_pairs(observations, actions))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -204,8 +205,15 @@ def normalized(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"
     gain = None
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # There torch has fast code for a LayerNorm with a gain alone. One of ones changes no bit.
-        gain = torch.ones(x.shape[-1], dtype=x.dtype)
+        gain = _ones(x.shape[-1], x.dtype)
     return F.layer_norm(x, x.shape[-1:], gain)
+
+
+@lru_cache
+def _ones(width: int, dtype: torch.dtype) -> Float[Tensor, " width"]:
+    """On the CPU, and fit for training, whatever goes on when they are first asked for."""
+    with torch.inference_mode(False):
+        return torch.ones(width, dtype=dtype, device="cpu")
 
 
 def waves(x: Float[Tensor, "*batch obs"], frequencies: int) -> Float[Tensor, "*batch inputs"]:

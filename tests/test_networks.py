@@ -81,6 +81,18 @@ def test_normalizing_is_torchs_layer_norm_to_the_bit(dtype: torch.dtype) -> None
         assert all(map(torch.equal, *results))
 
 
+def test_what_was_normalized_while_deciding_can_be_trained_afterwards() -> None:
+    width = 37  # of no other test
+    with torch.inference_mode():
+        normalized(torch.randn(2, width))
+    x = torch.randn(2, width, requires_grad=True)
+    slopes = [
+        torch.autograd.grad(out.exp().sum(), x)[0]
+        for out in (normalized(x), F.layer_norm(x, (width,)))
+    ]
+    assert torch.equal(*slopes)
+
+
 def test_without_frequencies_nothing_is_added() -> None:
     x = torch.randn(4, 3)
     assert waves(x, 0) is x
