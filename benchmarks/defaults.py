@@ -28,11 +28,11 @@ from blocks import README, RESULTS, ROOT, fill, markdown
 
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.decay import SMALL_DATA_DECAY
+from gem_policy.training.few_demonstrations import DECAY, HIDDEN
 
 FOLDER = ROOT / "benchmarks" / "results"
 NAME = "defaults: benchmarks/defaults.py"
-SMALL_DATASETS = {"gem/door/human-v0"}  # whose size sets the default of weight decay
+SMALL_DATASETS = {"gem/door/human-v0"}  # whose size sets the defaults of decay and layers
 SEVERAL = 3  # trainings, of which an error between them is told
 GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
@@ -139,10 +139,12 @@ def with_defaults(document: dict[str, Any]) -> bool:
     train, network = document.get("train"), document.get("network")
     if train is None or network is None:
         return False
-    default = asdict(NetworkConfig(network["observation_size"], network["action_size"]))
-    same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
     few = document["dataset_id"] in SMALL_DATASETS
-    today = TrainConfig(seed=train["seed"], weight_decay=SMALL_DATA_DECAY if few else 0.0)
+    layers = {"actor_hidden": HIDDEN, "behavior_hidden": HIDDEN} if few else {}
+    sizes = network["observation_size"], network["action_size"]
+    default = asdict(NetworkConfig(*sizes, **layers))
+    same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
+    today = TrainConfig(seed=train["seed"], weight_decay=DECAY if few else 0.0)
     return same and train == asdict(today) and chooses_so(document)
 
 

@@ -76,8 +76,9 @@ class NetworkConfig:
         actor_components: K of the actor.
         behavior_components: K of the behavior model.
         critics: E, independent members of the critic ensemble.
-        actor_hidden: Widths of the actor's hidden layers.
-        behavior_hidden: Widths of the behavior model's hidden layers.
+        actor_hidden: Widths of the actor's hidden layers. The trainer's default for datasets of no
+            more than 10,000 transitions is (512, 512), with weight decay.
+        behavior_hidden: Widths of the behavior model's hidden layers; the same.
         critic_hidden: Widths of every critic's hidden layers.
         critic_layer_norm: LayerNorm before each critic activation; see DESIGN.md for why.
         critic_frequencies: Critics and state values see every (normalized) number of the

@@ -72,9 +72,9 @@ class TrainConfig:
         dropout: Probability of a hidden unit of behavior model and actor to be dropped in an
             update. For few demonstrations, though on door's 25 it was no help. Never when deployed.
         weight_decay: AdamW's, decoupled, of behavior model and actor: every update multiplies their
-            weight matrices (not the biases) with 1 - rate * weight_decay. None: 0.1 for few
+            weight matrices (not the biases) with 1 - rate * weight_decay. None: 0.5 for few
             demonstrations, datasets of no more than 10,000 transitions, else 0; the checkpoint
-            records which. See `gem_policy.training.decay`.
+            records which. See `gem_policy.training.few_demonstrations`.
         patience: Early stopping of behavior model and actor. Their held-out log-likelihood
             (weighted, for the actor) is measured every ``validate_every`` updates; the weights
             that did best are the ones that the phase ends with, and it ends at the latest after

@@ -23,9 +23,9 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import Update, records, updates_of
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.decay import settle_decay
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.export import finish
+from gem_policy.training.few_demonstrations import settle_decay
 from gem_policy.training.generalization import guide, measure
 from gem_policy.training.learners import (
     ActorLearner,

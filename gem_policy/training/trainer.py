@@ -29,10 +29,10 @@ from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.cuda_graph import records, updates_of
 from gem_policy.training.dataset import Dataset, load
-from gem_policy.training.decay import settle_decay
 from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
+from gem_policy.training.few_demonstrations import settle_decay, widths
 from gem_policy.training.generalization import guide, is_behavior, measure
 from gem_policy.training.learners import (
     ActorLearner,
@@ -175,12 +175,12 @@ def fit(
 
 
 def network_for(dataset: Dataset, changes: Mapping[str, Any] | None) -> NetworkConfig:
-    """The networks that fit a dataset's spaces, with changes to the defaults."""
+    """The networks that fit a dataset's spaces and size, with changes to the defaults."""
     sizes = {
         "observation_size": observation_size(dataset.observation_space),
         "action_size": int(dataset.action_space.shape[0]),
     }
-    return NetworkConfig(**{**sizes, **dict(changes or {})})
+    return NetworkConfig(**{**sizes, **widths(dataset), **dict(changes or {})})
 
 
 def check_settings(config: TrainConfig, net: NetworkConfig, compiled: bool) -> None:
