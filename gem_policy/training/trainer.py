@@ -119,7 +119,7 @@ def fit(
         evaluate_every: Updates of the actor between two such calls; None: only the one at the end.
         cuda_graph: Whether to record the update of each phase once, and launch it as one CUDA
             graph, ten times as fast; see `gem_policy.training.cuda_graph`. None: where it can be.
-        compiled: Whether `torch.compile` makes the code of the updates: three quarters of the time
+        compiled: Whether `torch.compile` makes the code of the updates: four fifths of the time
             on a CPU (`benchmarks/training_speed.py`), once every phase is compiled, for which a C++
             compiler is needed (on a GPU Triton). The run is another one, to rounding, but the same
             when it is resumed with it.
