@@ -1,9 +1,9 @@
 """Defaults that follow the dataset's size: few demonstrations are easily learned by heart.
 
 A wide network whose weights decay strongly knows less of them by heart than a narrow one, and acts
-better (our choice, measured on the demonstrations of door and, untouched, on eight episodes of
-HalfCheetah, Walker2d and Hopper; DESIGN.md). The limit is on all transitions, held-out ones too: it
-is the same for every seed.
+better (our choice, measured on the demonstrations of door; on eight episodes each of HalfCheetah,
+Walker2d and Hopper, on which nothing was chosen, it is no worse; DESIGN.md). The limit is on all
+transitions, held-out ones too: it is the same for every seed.
 """
 
 from __future__ import annotations
