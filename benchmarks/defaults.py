@@ -28,7 +28,7 @@ from blocks import README, RESULTS, ROOT, fill, markdown
 
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.few_demonstrations import DECAY, HIDDEN
+from gem_policy.training.few_demonstrations import DECAY, WIDE
 
 FOLDER = ROOT / "benchmarks" / "results"
 NAME = "defaults: benchmarks/defaults.py"
@@ -140,9 +140,8 @@ def with_defaults(document: dict[str, Any]) -> bool:
     if train is None or network is None:
         return False
     few = document["dataset_id"] in SMALL_DATASETS
-    layers = {"actor_hidden": HIDDEN, "behavior_hidden": HIDDEN} if few else {}
     sizes = network["observation_size"], network["action_size"]
-    default = asdict(NetworkConfig(*sizes, **layers))
+    default = asdict(NetworkConfig(*sizes, **(WIDE if few else {})))
     same = json.loads(json.dumps(default)) == network  # JSON has lists for tuples
     today = TrainConfig(seed=train["seed"], weight_decay=DECAY if few else 0.0)
     return same and train == asdict(today) and chooses_so(document)

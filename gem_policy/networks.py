@@ -204,8 +204,8 @@ def normalized(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"
     """LayerNorm without gain and shift."""
     gain = None
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # There torch has fast code for a LayerNorm with a gain alone. One of ones changes no bit of
-        # what comes out, and gradients by rounding, at widths that are no multiples of 8.
+        # There torch has fast code for a LayerNorm with a gain alone. Where it was measured, one of
+        # ones changes no bit of what comes out, and gradients by rounding at some widths.
         gain = _ones(x.shape[-1], x.dtype)
     return F.layer_norm(x, x.shape[-1:], gain)
 

@@ -13,7 +13,7 @@ from scripts import script
 
 from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.few_demonstrations import DECAY, HIDDEN
+from gem_policy.training.few_demonstrations import DECAY, WIDE
 
 blocks, cards, defaults = script("blocks.py"), script("cards.py"), script("defaults.py")
 
@@ -108,7 +108,7 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
     small = {**own, "dataset_id": "gem/door/human-v0"}
     assert not defaults.with_defaults(small)
     decayed = asdict(TrainConfig(seed=7, weight_decay=DECAY))
-    wide = {**own["network"], "actor_hidden": list(HIDDEN), "behavior_hidden": list(HIDDEN)}
+    wide = {**own["network"], **{name: list(layers) for name, layers in WIDE.items()}}
     assert not defaults.with_defaults({**small, "train": decayed})
     assert defaults.with_defaults({**small, "train": decayed, "network": wide})
     for part, free in (("train", {"seed"}), ("network", {"observation_size", "action_size"})):

@@ -8,14 +8,16 @@ transitions, held-out ones too: it is the same for every seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.episodes import LEAST_TRANSITIONS
 
 DECAY = 0.5
-HIDDEN = (512, 512)
+WIDE: Mapping[str, Any] = {"actor_hidden": (512, 512), "behavior_hidden": (512, 512)}
 
 
 def settle_decay(config: TrainConfig, dataset: Dataset) -> TrainConfig:
@@ -25,9 +27,9 @@ def settle_decay(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     return replace(config, weight_decay=DECAY if are_few(dataset) else 0.0)
 
 
-def widths(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+def widths(dataset: Dataset) -> Mapping[str, Any]:
     """What differs from `NetworkConfig`'s defaults: for few transitions, the mixtures' layers."""
-    return {"actor_hidden": HIDDEN, "behavior_hidden": HIDDEN} if are_few(dataset) else {}
+    return WIDE if are_few(dataset) else {}
 
 
 def are_few(dataset: Dataset) -> bool:

@@ -14,7 +14,7 @@ from gem_policy.config import NetworkConfig
 from gem_policy.training import few_demonstrations
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
-from gem_policy.training.few_demonstrations import DECAY, HIDDEN, settle_decay
+from gem_policy.training.few_demonstrations import DECAY, WIDE, settle_decay
 from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.state import read_state
 from gem_policy.training.trainer import network_for
@@ -47,7 +47,7 @@ def test_few_transitions_have_wide_mixtures_and_many_do_not(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = network_for(dataset, None)
-    assert few.actor_hidden == few.behavior_hidden == HIDDEN
+    assert few == NetworkConfig(few.observation_size, few.action_size, **WIDE)
     given = network_for(dataset, {"actor_hidden": (8,), "critics": 3})
     assert given == replace(few, actor_hidden=(8,), critics=3)
     monkeypatch.setattr(few_demonstrations, "LEAST_TRANSITIONS", 44)
