@@ -309,6 +309,7 @@ def train(
         player,
         run,
         seed_curves,
+        settle,
         wandb_curves,
     )
 
@@ -319,6 +320,7 @@ def train(
     where = choose_device(device)
     data = load(dataset, download=download, max_steps=max_steps)
     print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
+    settings = settle(settings, data)  # for W&B, which is told before the run begins
     play = None
     if evaluate_every is not None:
         play = player(data, settings.train, evaluate_episodes, where)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -179,13 +180,24 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
         assert call(monkeypatch, *arguments, *option) == 2
         assert told in capsys.readouterr().err
     assert not (out / WEIGHTS_FILE).exists()
-    assert call(monkeypatch, *arguments, "--seed", 3, "--max-steps", 33) == 0
+    logged: dict[str, Any] = {}
+
+    def init(config: dict[str, Any], **kwargs: Any) -> Any:
+        logged.update(config)
+        return SimpleNamespace(log=lambda metrics, step: None, finish=lambda exit_code: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    arguments += ["--wandb", "gem", "--seed", 3, "--max-steps", 33]
+    assert call(monkeypatch, *arguments) == 0
     assert f"Wrote {out / WEIGHTS_FILE}" in capsys.readouterr().out
     made = load(out)
     assert made.config.selection.candidates == 9
     assert (made.config.selection.kappa, made.config.selection.bound) == (0.25, "paired")
     assert made.config.network.actor_hidden == (8,)
     assert made.provenance["train"]["seed"] == 3
+    # What was left to the trainer is told to W&B as well.
+    assert {name: logged[name] for name in made.provenance["train"]} == made.provenance["train"]
+    assert logged["actor_hidden"] == (8,) and logged["behavior_hidden"] == (512, 512)
     assert made.provenance["dataset_steps"] == 32
     assert any((out / "tensorboard").iterdir())
     assert call(monkeypatch, "evaluate", out, "--episodes", 1) == 2

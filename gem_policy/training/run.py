@@ -23,9 +23,10 @@ from gem_policy.evaluate import rollout
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.few_demonstrations import settle_decay
 from gem_policy.training.provenance import describe
 from gem_policy.training.seeds import fit_seeds, metrics_of, seed_folder
-from gem_policy.training.trainer import Evaluate, Progress, fit
+from gem_policy.training.trainer import Evaluate, Progress, fit, network_for
 
 Write = Callable[[Progress], None]
 
@@ -88,6 +89,15 @@ def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) ->
         from_mapping(TrainConfig, groups[TrainConfig], "training"),
         groups[NetworkConfig],
         from_mapping(SelectionConfig, chosen, "selection") if chosen else None,
+    )
+
+
+def settle(settings: Settings, dataset: Dataset) -> Settings:
+    """The same run's settings, with all of the network and what follows the dataset's size."""
+    return dataclasses.replace(
+        settings,
+        train=settle_decay(settings.train, dataset),
+        network=dataclasses.asdict(network_for(dataset, settings.network)),
     )
 
 

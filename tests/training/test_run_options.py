@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +22,15 @@ from tiny_runs import SHORT, TINY, run
 import gem_policy.training
 from gem_policy import checkpoint
 from gem_policy.checkpoint import Checkpoint
-from gem_policy.config import SelectionConfig
+from gem_policy.config import NetworkConfig, SelectionConfig
 from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
 from gem_policy.policy import GEMPolicy
 from gem_policy.training import run as command
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
+from gem_policy.training.few_demonstrations import WIDE
 from gem_policy.training.preparation import prepare
-from gem_policy.training.run import Settings, player, wandb_curves
+from gem_policy.training.run import Settings, player, settle, wandb_curves
 from gem_policy.training.trainer import Progress
 
 CPU = torch.device("cpu")
@@ -149,6 +151,22 @@ def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     assert (made["project"], made["name"], made["dir"]) == ("gem", "one", str(out))
     assert made["config"]["batch_size"] == 16 and made["config"]["critics"] == 3
     assert made["config"]["kappa"] == SelectionConfig().kappa
+
+
+def test_settled_settings_are_those_that_a_run_records(dataset: Dataset, tmp_path: Path) -> None:
+    some = {name: value for name, value in TINY.items() if name != "behavior_hidden"}
+    given = Settings(train=SHORT, network={**some, "critics": 3})
+    settled = settle(given, dataset)
+    assert settled == settle(settled, dataset) != given
+    a, b = (
+        run(dataset, tmp_path / name, one.train, network=one.network)
+        for name, one in (("given", given), ("settled", settled))
+    )
+    assert a == b
+    made = checkpoint.load(tmp_path / "given")
+    assert made.config.network == NetworkConfig(**settled.network)
+    assert made.config.network.behavior_hidden == WIDE["behavior_hidden"]
+    assert made.provenance["train"] == json.loads(json.dumps(asdict(settled.train)))
 
 
 def test_without_wandb_the_advice_is_to_install_it(
