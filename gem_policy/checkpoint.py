@@ -216,12 +216,29 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint as one file, atomically: it is there in whole, or not at all.
 
     Raises:
-        CheckpointError: The tensors do not fit the config, or the file cannot be written.
+        CheckpointError: The tensors do not fit the config, the provenance is no JSON, or the file
+            cannot be written.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     check_tensors(checkpoint.config, tensors, "The policy to save")
-    text = json.dumps(to_document(checkpoint), sort_keys=True, allow_nan=False)
+    text = _to_text(checkpoint)
     write_atomically(path, serialize(tensors, metadata={METADATA_KEY: text}))
+
+
+def _to_text(checkpoint: Checkpoint, indent: int | None = None) -> str:
+    """The description as JSON.
+
+    Raises:
+        CheckpointError: It holds what JSON does not know, such as NaN.
+    """
+    try:
+        document = to_document(checkpoint)
+        return json.dumps(document, sort_keys=True, indent=indent, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"The settings or the provenance of this policy are no JSON: {error}. NaN, infinite "
+            "numbers and Python objects cannot be saved: leave them out, or give their text."
+        ) from error
 
 
 def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
@@ -229,7 +246,7 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save(checkpoint, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # an old one would contradict the new weights
-    text = json.dumps(to_document(checkpoint), sort_keys=True, indent=1, allow_nan=False)
+    text = _to_text(checkpoint, indent=1)
     write_atomically(folder / CONFIG_FILE, text.encode())
 
 

@@ -225,8 +225,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _print_header(policy: GEMPolicy, name: str, episodes: int, seed: int) -> None:
-    spec = policy.provenance.get("eval_env_spec") or {}
-    print(f"{name} in {spec.get('id')}, {episodes} episodes per row, seed {seed}")
+    from gem_policy.environments import evaluation_spec
+
+    spec = evaluation_spec(policy.provenance)
+    print(f"{name} in {spec.id}, {episodes} episodes per row, seed {seed}")
     print("Intervals are 95 % bootstrap intervals of the mean; time is of one decision.\n")
 
 
@@ -272,7 +274,9 @@ def train(
         typer.Option("--set", help="NAME=VALUE of a training, network or selection setting."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file of such settings.")] = None,
-    seed: int = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the run.  [default: that of --config, else 0]")
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(help="Train this many at once, from SEED on, into OUT/seed-SEED and so on."),
@@ -312,12 +316,14 @@ def train(
         settle,
         wandb_curves,
     )
+    from gem_policy.training.run_folder import make_folder
 
     settings = gather_settings(config, set_ or [], seed)
     first = settings.train.seed
     if seeds is not None:
         require_count("seeds", seeds)  # before anything is loaded
     where = choose_device(device)
+    make_folder(out)
     data = load(dataset, download=download, max_steps=max_steps)
     print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
     settings = settle(settings, data)  # for W&B, which is told before the run begins

@@ -127,7 +127,7 @@ class NetworkConfig:
                 require_count(name, width, high=MAX_SIZE)
         for name in ("critic_layer_norm", "critic_lookahead"):
             value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "True or False")
+            require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
         require_count("critic_frequencies", self.critic_frequencies, 0, MAX_FREQUENCIES)
         require_number("min_std", self.min_std, "a number in [1e-6, 10]", 1e-6, 10)
         require_number("max_std", self.max_std, "a number in [1e-6, 100]", 1e-6, 100)
@@ -195,7 +195,12 @@ class SelectionConfig:
         require(
             self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
         )
-        require(isinstance(self.all_modes, bool), "all_modes", self.all_modes, "True or False")
+        require(
+            isinstance(self.all_modes, bool),
+            "all_modes",
+            self.all_modes,
+            "True or False (JSON: true or false)",
+        )
         if self.gain_kappa is not None:
             require_number(
                 "gain_kappa", self.gain_kappa, "a finite number >= 0, or None (null)", 0, math.inf

@@ -30,7 +30,7 @@ def evaluation_spec(provenance: Mapping[str, Any]) -> EnvSpec:
             "The checkpoint names no environment: its dataset did not. Build the environment "
             "yourself and use Stable-Baselines3's evaluate_policy."
         )
-    return EnvSpec.from_json(json.dumps(document))
+    return EnvSpec.from_json(document if isinstance(document, str) else json.dumps(document))
 
 
 def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:

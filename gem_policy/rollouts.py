@@ -62,8 +62,9 @@ class Objective:
             return cls(train["discount"])
         if kind != "training":
             raise ConfigError(f"`objective` must be 'training' or 'environment', got {kind!r}.")
-        names = ("discount", "reward_scale", "reward_shift", "terminal_reward")
-        return cls(*(train[name] for name in names))
+        # What rewards were multiplied with, return_normalization and all.
+        factor = policy.provenance.get("rewards", {}).get("factor", train["reward_scale"])
+        return cls(train["discount"], factor, train["reward_shift"], train["terminal_reward"])
 
     def ends(self, reward: float, terminated: bool) -> bool:
         """Whether the return is over after a step."""

@@ -166,6 +166,11 @@ def test_objectives_come_from_the_training_settings() -> None:
     policy = tiny_policy(provenance={"train": train})
     assert Objective.of(policy, "training") == Objective(0.9, 2.0, -1.0, 1.0)
     assert Objective.of(policy, "environment") == Objective(0.9)
+    told = {
+        "train": train,
+        "rewards": {"factor": 7.0, "shift": -1.0},
+    }  # as return_normalization has
+    assert Objective.of(tiny_policy(provenance=told), "training") == Objective(0.9, 7.0, -1.0, 1.0)
     with pytest.raises(ConfigError, match="'training' or 'environment', got 'best'"):
         Objective.of(policy, "best")
     with pytest.raises(ConfigError, match="does not say how it was trained"):

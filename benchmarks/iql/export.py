@@ -36,7 +36,7 @@ def arrays(data: Dataset, config: TrainConfig) -> dict[str, Any]:
     return {
         "observations": batch.observations.numpy(),
         "actions": replay.actions.clamp(-1, 1).numpy(),  # rounding of the box's map
-        "rewards": replay.rewards.numpy(),
+        "rewards": batch.rewards.numpy(),
         "next_observations": batch.next_observations.numpy(),
         "terminated": replay.continues.numpy() == 0,
         "episode": steps.episode.numpy(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -97,21 +99,30 @@ class Columns:
         )
 
 
-def check_finite(source: Source, data: Transitions) -> None:
+def check_finite(source: Source, data: Transitions, numbers: Sequence[int]) -> None:
     """Refuse NaN and infinite numbers.
 
+    Args:
+        source: Of the data.
+        data: What was read.
+        numbers: Of its episodes, in the source.
+
     Raises:
-        DatasetError: if there are any; the message counts them.
+        DatasetError: if there are any; the message counts them and has their episodes' numbers.
     """
+    of_rows = torch.repeat_interleave(torch.tensor(numbers), data.lengths + 1)
+    of_steps = torch.tensor(numbers)[data.episode]
     for name in ("rewards", "observations", "actions"):
         tensor = getattr(data, name)
         bad = sum(int((~chunk.isfinite()).sum()) for chunk in tensor.split(CHUNK))
         if bad:
-            rows = (~tensor.reshape(len(tensor), -1).isfinite()).any(1).nonzero()[:, 0]
+            where = (~tensor.reshape(len(tensor), -1).isfinite()).any(1)
+            found = (of_rows if name == "observations" else of_steps)[where]
+            episodes = sorted(set(found.tolist()))
             raise DatasetError(
-                f"`{source.id}` has {bad} NaN or infinite {name} (first in row {int(rows[0])}). "
-                f"Drop those episodes with `episode_filter`, or repair them: `gem-policy doctor "
-                f"{source.id}` lists them."
+                f"`{source.id}` has {bad} NaN or infinite {name}, in the episodes {episodes}. "
+                "Repair them, or leave them out: load(..., episode_filter=lambda episode: "
+                "episode.number not in [...])."
             )
 
 

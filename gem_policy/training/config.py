@@ -33,7 +33,7 @@ class TrainConfig:
         critic_steps: n of the critics' targets, the n-step advantages of the data; only 1 where
             they look ahead, as they do by default. 1 rests on the
             shape of the values around a state, more on what followed in the data; noisier.
-        target_rate: Step of the target critics' moving average.
+        target_rate: Step of the moving average that the slow copy of the values is.
         expectile: tau of the state value; 0.5 is the mean, 1 the best action in the data.
         weight_temperature: T in exp(A / T), in standard deviations of the dataset's advantages.
         weight_kappa: The advantages in the weights are lower bounds, mean - kappa * std over the
@@ -63,7 +63,8 @@ class TrainConfig:
         return_normalization: Divide every reward by the range of the dataset's episode returns
             and multiply it with 1000 (IQL's for locomotion, arXiv 2110.06169):
             ``r * 1000 / (max return - min return)``, before the scale and the shift.
-        reward_scale: Factor on every reward, applied before the shift.
+        reward_scale: Factor on every reward, applied before the shift. Below 0 where the data's
+            rewards are costs.
         reward_shift: Added to every reward (IQL's -1 for AntMaze, for example).
         terminal_reward: A (raw) reward of at least this ends the return, as if the task were over.
             For goal tasks whose data continue with a new goal: the value of the old goal's state
@@ -147,8 +148,9 @@ class TrainConfig:
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):
             value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "True or False")
+            require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
         require_number("reward_scale", self.reward_scale, "a finite number", -1e9, 1e9)
+        require(self.reward_scale != 0, "reward_scale", self.reward_scale, "other than 0")
         require_number("reward_shift", self.reward_shift, "a finite number", -1e9, 1e9)
         if self.terminal_reward is not None:
             require_number("terminal_reward", self.terminal_reward, "finite", -1e30, 1e30)

@@ -172,9 +172,9 @@ def load(
     Raises:
         ConfigError: if `max_steps` is no count.
         DatasetError: if the dataset is not there, is damaged, or cannot be trained on: discrete
-            actions, image observations, unbounded actions, actions far outside of their space,
-            NaN or infinite numbers, observations that do not fit the actions, a single episode;
-            or if it does not fit into memory, before anything is read.
+            actions, actions of several axes, image observations, unbounded actions, actions far
+            outside of their space, NaN or infinite numbers, observations that do not fit the
+            actions, a single episode; or if it does not fit into memory, before anything is read.
         DependencyError: if Minari or the library behind the file format is missing.
     """
     if max_steps is not None:
@@ -201,7 +201,7 @@ def load(
             "to learn from and one to check against. Record more, or cut it into several."
         )
     transitions = columns.finish()
-    check_finite(source, transitions)
+    check_finite(source, transitions, numbers)
     clipped = clip_actions(source, transitions.actions)
     return Dataset(
         id=source.id,
@@ -231,6 +231,11 @@ def _check_action_space(source: Source) -> None:
         raise DatasetError(
             f"`{source.id}` has the action space {space}; expected floats with finite bounds. "
             "Rescale actions to finite bounds (gymnasium.wrappers.RescaleAction) and record again."
+        )
+    if len(space.shape) != 1:
+        raise DatasetError(
+            f"`{source.id}` has actions of shape {space.shape}; expected one axis. Flatten them "
+            "(gymnasium.wrappers.TransformAction) and record again."
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gem_policy.training.losses import advantage_weights
@@ -85,13 +85,17 @@ def episode_weights(
     temperature: float | None,
     weight_max: float,
     least: float,
+    factor: float = 1.0,
+    shift: float = 0.0,
 ) -> tuple[Float[Tensor, " transitions"], Float[Tensor, " held_out"]]:
     """Weight of every transition by the return of its episode, the same throughout the episode.
 
     ``min(exp(z / T), w_max)``, z the undiscounted return less a baseline of the first observation
     (`fit_baseline`), in its standard deviations over the training episodes; held-out episodes are
-    told by the same baseline and deviation. The weights of Hong et al. (arXiv 2306.13085), who
-    sample by them; the baseline and where they apply are our choices.
+    told by the same baseline and deviation. An episode that was cut before it came to its end has
+    z = 0, as nobody knows what it would have come to: one that did not terminate and is shorter
+    than the longest of those. The weights of Hong et al. (arXiv 2306.13085), who sample by them;
+    the baseline and where they apply are our choices.
 
     Args:
         training: Of the episodes to train on.
@@ -100,6 +104,8 @@ def episode_weights(
         weight_max: The largest weight.
         least: Where the temperature would leave fewer effective transitions, ``(sum w)^2 / sum
             w^2``, a larger one is taken: of few demonstrations all are needed.
+        factor: On every reward.
+        shift: Added to every reward.
 
     Returns:
         The weights of both. All are 1 where all returns are the same, where there are no more than
@@ -111,16 +117,22 @@ def episode_weights(
     few = len(training) <= least
     if temperature is None or few or int(training.lengths.max()) == 1:
         return ones[0], ones[1]
-    starts, returns = zip(*(_beginnings(part) for part in parts), strict=True)
-    baseline, own = fit_baseline(starts[0], returns[0])
+    starts = [_starts(part) for part in parts]
+    returns = [part.returns * factor + part.lengths * shift for part in parts]
+    whole = _whole(*parts)
+    if int(whole[0].sum()) < 2:
+        return ones[0], ones[1]
+    baseline, own = fit_baseline(starts[0][whole[0]], returns[0][whole[0]])
     unit = own.std(correction=0)
     if not float(unit) > ROUNDING * float(returns[0].abs().max()):
         return ones[0], ones[1]
-    others = returns[1] - baseline(starts[1])
+    above = [torch.zeros_like(part) for part in returns]
+    above[0][whole[0]] = own
+    above[1][whole[1]] = (returns[1] - baseline(starts[1]))[whole[1]]
     while True:
         found = [
             advantage_weights(z / unit, temperature, weight_max).float()[part.episode]
-            for z, part in zip((own, others), parts, strict=True)
+            for z, part in zip(above, parts, strict=True)
         ]
         if effective_number(found[0]) >= least:
             return found[0], found[1]
@@ -133,9 +145,14 @@ def effective_number(weights: Float[Tensor, " transitions"]) -> float:
     return float(wide.sum().square() / wide.square().sum())
 
 
-def _beginnings(
-    data: Transitions,
-) -> tuple[Float[Tensor, "episodes obs"], Float[Tensor, " episodes"]]:
-    """First observation and return of every episode."""
-    first = torch.cumsum(data.lengths + 1, 0) - data.lengths - 1
-    return data.observations[first], data.returns
+def _starts(data: Transitions) -> Float[Tensor, "episodes obs"]:
+    """First observation of every episode."""
+    return data.observations[torch.cumsum(data.lengths + 1, 0) - data.lengths - 1]
+
+
+def _whole(*parts: Transitions) -> list[Bool[Tensor, " episodes"]]:
+    """Which episodes came to an end of their own: terminated, or as long as any that did not."""
+    ended = [part.terminated[torch.cumsum(part.lengths, 0) - 1] for part in parts]
+    cut = torch.cat([part.lengths[~end] for part, end in zip(parts, ended, strict=True)])
+    longest = int(cut.max()) if len(cut) else 0
+    return [end | (part.lengths >= longest) for part, end in zip(parts, ended, strict=True)]

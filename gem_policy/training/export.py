@@ -20,6 +20,7 @@ from gem_policy.training.gain_unit import ROWS as UNIT_ROWS
 from gem_policy.training.gain_unit import gain_unit
 from gem_policy.training.generalization import (
     Generalization,
+    SelectionChoice,
     is_behavior,
     measure,
     warn_of_poor_generalization,
@@ -33,7 +34,7 @@ from gem_policy.training.learners import (
     expect,
 )
 from gem_policy.training.preparation import Prepared
-from gem_policy.training.provenance import describe
+from gem_policy.training.provenance import describe, finite
 from gem_policy.training.replay import Replay
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
 from gem_policy.training.validation import evenly_spaced, held_out_batch
@@ -43,7 +44,7 @@ ROWS = 8192  # transitions evaluated at once
 
 def provenance_of(dataset: Dataset, prepared: Prepared, config: TrainConfig) -> dict[str, Any]:
     """What is known of a policy before it is trained."""
-    rewards = {"factor": prepared.reward_factor, "shift": config.reward_shift}
+    rewards = asdict(prepared.scale)
     return {**describe(dataset, config), "rewards": rewards, **episodes_of(prepared)}
 
 
@@ -58,7 +59,7 @@ def finish(
     prepared: Prepared,
     learners: Mapping[str, Learner],
     net: NetworkConfig,
-    selection: SelectionConfig | None,
+    selection: SelectionChoice,
     config: TrainConfig,
 ) -> Checkpoint:
     """The checkpoint of finished learners, with what the data say of its models.
@@ -70,7 +71,7 @@ def finish(
         prepared: The same, prepared.
         learners: Of all phases, by name.
         net: The networks' sizes.
-        selection: Settings to deploy with; None: the `Generalization`'s.
+        selection: Settings to deploy with, or changes to the `Generalization`'s.
         config: Training settings.
 
     Warns:
@@ -85,9 +86,9 @@ def finish(
     spread = critic_spread(critics, held_out_batch(held_out), config.seed)
     warn_of_small_spread(spread)
     warn_of_poor_generalization(known, config)
-    measured = {"critic_spread": spread, "generalization": asdict(known)}
+    measured = finite({"critic_spread": spread, "generalization": asdict(known)})
     provenance = {**provenance_of(dataset, prepared, config), **measured}
-    chosen = selection or known.selection(config)
+    chosen = known.selection(config, selection)
     return export(dataset, prepared, learners, net, chosen, provenance)
 
 
@@ -147,4 +148,5 @@ def export(
     }
     unit = gain_unit(critics, evenly_spaced(prepared.training, UNIT_ROWS))
     config = PolicyConfig(net, selection, dataset.observation_space, dataset.action_space, unit)
-    return Checkpoint(config, tensors, provenance)
+    # Copies: training goes on with its own, and a caller may keep them, or change them.
+    return Checkpoint(config, {k: v.clone() for k, v in tensors.items()}, provenance)

@@ -39,6 +39,7 @@ from gem_policy.training.fitted_q_learner import (
 )
 from gem_policy.training.preparation import split
 from gem_policy.training.replay import Sampler
+from gem_policy.training.reward_scale import reward_factor
 from gem_policy.training.transitions import Transitions
 
 ROWS = 256  # observations decided at once: at N = 256 their candidates take 300 MB already
@@ -111,7 +112,9 @@ def estimate(
         TrainingError: The dataset is not one that the policy can act on, or the fit diverged.
     """
     config = config or FittedQConfig()
+    factor = policy.provenance.get("rewards", {}).get("factor") if train is None else None
     train = train or _settings(policy)
+    factor = reward_factor(dataset, train) if factor is None else factor
     if not selections:
         raise ConfigError("`selections` must hold one SelectionConfig at least, got none.")
     sizes = (dataset.transitions.observations.shape[-1], dataset.transitions.actions.shape[-1])
@@ -131,7 +134,7 @@ def estimate(
         policy, whole, selections, lambda done: tell("deciding", done, len(whole))
     )
     at_rows, at_starts = torch.split(actions, [len(data.observations), len(starts)], 1)
-    batches = FollowedBatches(policy, data, at_rows, train)
+    batches = FollowedBatches(policy, data, at_rows, train, factor)
     learner = build_learner(policy, batches, data, len(selections), config, train)
     sampler = Sampler(len(data), config.batch_size, config.seed, PHASE, policy.device)
     normalized = policy.normalizer.apply(starts.to(policy.device))

@@ -156,7 +156,8 @@ class FollowedBatches:
         policy: Its units and its device.
         data: What to fit on, in environment units.
         next_actions: What each selection does at each of the data's observations, normalized.
-        train: Scale, shift and end of the rewards.
+        train: Shift of the rewards, and what ends the return.
+        factor: What the rewards are multiplied with, before the shift.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class FollowedBatches:
         data: Transitions,
         next_actions: Float[Tensor, "selections rows action"],
         train: TrainConfig,
+        factor: float,
     ) -> None:
         device = policy.device
         ends = data.terminated.clone()
@@ -173,7 +175,7 @@ class FollowedBatches:
         self.rows = policy.normalizer.apply(data.observations.to(device))
         self.index = (torch.arange(len(data)) + data.episode).to(device)
         self.actions = policy.scaler.apply(data.actions.to(device))
-        self.rewards = (data.rewards * train.reward_scale + train.reward_shift).to(device)
+        self.rewards = (data.rewards * factor + train.reward_shift).to(device)
         self.continues = (~ends).float().to(device)
         self.next_actions = next_actions
 

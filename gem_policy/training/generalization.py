@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,8 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.learners import BehaviorLearner, CriticLearner, Learner, expect
 from gem_policy.training.replay import Batch, Replay
 from gem_policy.training.validation import HELD_OUT_ROWS, evenly_spaced
+
+SelectionChoice = SelectionConfig | Mapping[str, Any] | None
 
 LEAST_KEPT = 0.5  # on held-out episodes, of the critics' rank correlation in training
 LARGEST_GAP = 0.5  # nats per action dimension that the behavior model may lose on them
@@ -82,9 +85,12 @@ class Generalization:
         """Whether a run with these settings leaves it at cloning."""
         return config.cautious and not self.enough
 
-    def selection(self, config: TrainConfig) -> SelectionConfig:
-        """Settings where nobody chose any: the actor's mode of a clone, else the defaults."""
-        return SelectionConfig(candidates=1) if self.clones(config) else SelectionConfig()
+    def selection(self, config: TrainConfig, wanted: SelectionChoice = None) -> SelectionConfig:
+        """All settings as wanted; else the defaults, of a clone the actor's mode, with changes."""
+        if isinstance(wanted, SelectionConfig):
+            return wanted
+        known = SelectionConfig(candidates=1) if self.clones(config) else SelectionConfig()
+        return known.replace(**(wanted or {}))
 
 
 def measure(training: Replay, held_out: Replay, learners: Mapping[str, Learner]) -> Generalization:

@@ -70,7 +70,8 @@ def open_source(folder: Path) -> Source:
     except (ValueError, KeyError, AssertionError, OSError, TypeError) as error:
         raise DatasetError(
             f"The dataset in {folder} cannot be opened ({type(error).__name__}: {error}). "
-            "Download or make it again, or upgrade Minari if a newer one wrote it."
+            "Delete that folder and download or make it again, or upgrade Minari if a newer one "
+            "wrote it."
         ) from error
 
 
@@ -97,6 +98,11 @@ def locate(dataset: str | Path, *, download: bool = False) -> Path:
             if (candidate / "metadata.json").is_file():
                 return candidate
     if download:
+        if (root / local_id).exists():  # an unfinished download, which would stay in the way
+            raise DatasetError(
+                f"{root / local_id} is there, but no dataset is in it. Delete it, and download "
+                "again."
+            )
         _download(name, local_id, root)
         return root / local_id / "data"
     raise DatasetError(_not_found(name, local_id, root))

@@ -18,13 +18,13 @@ CONSTANT = 1e-6  # standard deviation of a normalized number's change below whic
 class LookaheadLearner(CriticLearner):
     """Every member's step: changes and reward by squared error, going on by its log-likelihood.
 
-    The values are those of the finished `ValueLearner`, and stay. Where ``terminal_reward``
-    declares ends that the environment does not have, none are learned: the step goes on, and the
-    values say what is best beyond (at a goal: to stay).
+    The values are those of the finished `ValueLearner`, and stay. Ends that ``terminal_reward``
+    alone declares are not the environment's, and are not learned: the step goes on, and the values
+    say what is best beyond (at a goal: to stay).
     """
 
     critics: LookaheadCritics
-    reads = frozenset({"observations", "actions", "rewards", "next_observations", "continues"})
+    reads = frozenset({"observations", "actions", "rewards", "next_observations", "lives"})
 
     def __init__(
         self,
@@ -60,16 +60,14 @@ class LookaheadLearner(CriticLearner):
         change, reward, logit = self.critics.predict_pairs(batch.observations, batch.actions)
         moved = _in_units(batch.next_observations - batch.observations, units.change)
         paid = _in_units(batch.rewards - units.reward_mean, units.reward_std)
-        ends = self.config.terminal_reward is None
-        goes_on = batch.continues if ends else torch.ones_like(batch.continues)
         parts = {
             "change": (change - moved).square() / moved.shape[-1],
             "reward": (reward - paid).square(),
             "end": F.binary_cross_entropy_with_logits(
-                logit, goes_on.expand_as(logit), reduction="none"
+                logit, batch.lives.expand_as(logit), reduction="none"
             ),
         }
-        losses = {name: part.sum() / len(goes_on) for name, part in parts.items()}
+        losses = {name: part.sum() / len(batch.lives) for name, part in parts.items()}
         loss = losses["change"] + losses["reward"] + losses["end"]
         if not told:
             return loss, {}

@@ -63,6 +63,7 @@ def _fields(batch: Batch) -> list[Tensor]:
         batch.rewards,
         batch.next_observations,
         batch.continues,
+        batch.lives,
         ahead.returns,
         ahead.discounts,
         ahead.observations,
@@ -79,9 +80,10 @@ def _batch(fields: Sequence[Tensor]) -> Batch:
         rewards=fields[2],
         next_observations=fields[3],
         continues=fields[4],
-        ahead=Ahead(returns=fields[5], discounts=fields[6], observations=fields[7]),
-        advantages=fields[8],
-        weights=fields[9],
+        lives=fields[5],
+        ahead=Ahead(returns=fields[6], discounts=fields[7], observations=fields[8]),
+        advantages=fields[9],
+        weights=fields[10],
     )
 
 

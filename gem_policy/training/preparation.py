@@ -15,9 +15,8 @@ from gem_policy.training.dataset import Dataset
 from gem_policy.training.episodes import LEAST_TRANSITIONS, episode_weights
 from gem_policy.training.memory import check_room, training_bytes
 from gem_policy.training.replay import Replay, look_ahead
+from gem_policy.training.reward_scale import RewardScale
 from gem_policy.training.transitions import Transitions
-
-RETURN_RANGE = 1000.0  # IQL's: the steps of a locomotion episode
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,14 @@ class Prepared:
         held_out: Transitions of other episodes, for validation and calibration.
         normalizer: Statistics of the training observations.
         scaler: The action box.
-        reward_factor: What the dataset's rewards were multiplied with, before the shift.
+        scale: What the dataset's rewards are learned as.
     """
 
     training: Replay
     held_out: Replay
     normalizer: ObservationNormalizer
     scaler: ActionScaler
-    reward_factor: float
-
-
-def reward_factor(dataset: Dataset, config: TrainConfig) -> float:
-    """What the rewards are multiplied with: the scale, and IQL's normalization if it is on.
-
-    ``reward_scale * 1000 / (max - min)`` of the undiscounted returns of all episodes, held out or
-    not: the same for every seed.
-
-    Raises:
-        TrainingError: All returns are the same.
-    """
-    if not config.return_normalization:
-        return config.reward_scale
-    returns = dataset.transitions.returns
-    width = float(returns.max() - returns.min())
-    if not width > 0:
-        raise TrainingError(
-            f"return_normalization divides by the range of the episode returns of {dataset.id}, "
-            f"and they are all {float(returns[0]):.6g}. Use reward_scale instead."
-        )
-    return config.reward_scale * RETURN_RANGE / width
+    scale: RewardScale
 
 
 def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prepared:
@@ -71,24 +49,22 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
     data = dataset.transitions
     check_room(dataset.id, len(data), training_bytes(data.nbytes / len(data)), "Training on")
     training, held_out = split(dataset, config.holdout, config.seed)
-    rewards = dataset.transitions.rewards
-    if float(rewards.min()) == float(rewards.max()) and not bool(
-        dataset.transitions.terminated.any()
-    ):
-        raise TrainingError(
-            f"Every reward of {dataset.id} is {float(rewards[0])} and no episode terminates: "
-            "all actions are equally good. Check how the dataset was made."
-        )
-    factor = reward_factor(dataset, config)
+    scale = RewardScale.of(dataset, config)
+    _stop_if_nothing_to_prefer(dataset, scale)
     normalizer = ObservationNormalizer.fit(training.transitions.observations)
     scaler = action_scaler(dataset)
     parts = training.transitions, held_out.transitions
     weights = episode_weights(
-        *parts, config.episode_temperature, config.weight_max, LEAST_TRANSITIONS
+        *parts,
+        config.episode_temperature,
+        config.weight_max,
+        LEAST_TRANSITIONS,
+        scale.factor,
+        scale.shift,
     )
     seen, unseen = (
         replace(
-            replay(part, normalizer, scaler, config, factor, device), episode_weights=own.to(device)
+            replay(part, normalizer, scaler, config, scale, device), episode_weights=own.to(device)
         )
         for part, own in zip(parts, weights, strict=True)
     )
@@ -97,8 +73,20 @@ def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prep
         held_out=unseen,
         normalizer=normalizer,
         scaler=scaler,
-        reward_factor=factor,
+        scale=scale,
     )
+
+
+def _stop_if_nothing_to_prefer(dataset: Dataset, scale: RewardScale) -> None:
+    """Raise a `TrainingError` where every action of the data comes to the same."""
+    low, high = (float(x) for x in dataset.transitions.rewards.aminmax())
+    paid, ends = low * scale.factor + scale.shift, bool(dataset.transitions.terminated.any())
+    if low == high and not (ends and paid != 0):
+        why = "an episode's end costs nothing" if ends else "no episode terminates"
+        raise TrainingError(
+            f"Every reward of {dataset.id} is {low:g} (scaled and shifted {paid:g}) and {why}: all "
+            "actions are equally good. Check how the dataset was made."
+        )
 
 
 def split(dataset: Dataset, holdout: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -132,7 +120,7 @@ def replay(
     normalizer: ObservationNormalizer | None,
     scaler: ActionScaler,
     config: TrainConfig,
-    factor: float,
+    scale: RewardScale,
     device: torch.device,
 ) -> Replay:
     """Transitions of whole episodes on the device, normalized if there are statistics."""
@@ -140,7 +128,7 @@ def replay(
     ends = data.terminated.clone()
     if config.terminal_reward is not None:
         ends |= data.rewards >= config.terminal_reward
-    rewards = data.rewards * factor + config.reward_shift
+    rewards = scale(data.rewards)
     continues = (~ends).float()
     index = torch.arange(len(data)) + data.episode
     returns, discounts, taken = look_ahead(
@@ -152,6 +140,7 @@ def replay(
         actions=scaler.apply(data.actions).to(device),
         rewards=rewards.to(device),
         continues=continues.to(device),
+        lives=(~data.terminated).float().to(device),
         ahead_returns=returns.to(device),
         ahead_discounts=discounts.to(device),
         ahead_rows=(index + taken).to(device),

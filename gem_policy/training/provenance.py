@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gem_policy._version import __version__
@@ -33,16 +35,31 @@ def describe(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
         "dataset_episodes": dataset.transitions.episodes,
         "dataset_steps": len(dataset.transitions),
         "dataset_mean_return": float(rewards.mean()),
-        "dataset_recipe": json.loads(json.dumps(dict(dataset.recipe), default=str)),
+        "dataset_recipe": finite(json.loads(json.dumps(dict(dataset.recipe), default=str))),
         "env_spec": _spec(dataset.env_spec),
         "eval_env_spec": _spec(dataset.eval_env_spec) or _spec(dataset.env_spec),
-        "reference_min": dataset.ref_min,
-        "reference_max": dataset.ref_max,
+        "reference_min": finite(dataset.ref_min),
+        "reference_max": finite(dataset.ref_max),
         "train": dataclasses.asdict(config),
         "versions": versions(),
     }
 
 
+def finite(value: Any) -> Any:
+    """A JSON document without NaN and infinite numbers, which are none in JSON: None instead."""
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _spec(text: str | None) -> Any:
-    """An environment spec as a JSON object."""
-    return None if text is None else json.loads(text)
+    """An environment spec as a JSON object; as its text where an argument is infinite.
+
+    Gymnasium writes and reads `Infinity`, which is no JSON.
+    """
+    if text is None:
+        return None
+    document = json.loads(text)
+    return document if finite(document) == document else text

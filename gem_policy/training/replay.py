@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 FIELDS = frozenset(
-    ("observations", "actions", "rewards", "next_observations", "continues", "ahead")
+    ("observations", "actions", "rewards", "next_observations", "continues", "lives", "ahead")
     + ("advantages", "weights")
 )
 ROWS = 65_536  # transitions of a part
@@ -49,6 +49,7 @@ class Batch:
     rewards: Float[Tensor, " _"]
     next_observations: Float[Tensor, "_ obs"]
     continues: Float[Tensor, " _"]
+    lives: Float[Tensor, " _"]
     ahead: Ahead
     advantages: Float[Tensor, "_ members"]
     weights: Float[Tensor, " _"]
@@ -64,6 +65,8 @@ class Replay:
         actions: In normalized action units.
         rewards: Scaled and shifted.
         continues: 0 where the return ends, else 1.
+        lives: 0 where the episode terminates, else 1; ``TrainConfig.terminal_reward`` ends the
+            return alone.
         ahead_returns: Discounted rewards of the next n steps; see `look_ahead`.
         ahead_discounts: What the value after them is multiplied with.
         ahead_rows: Row of the observation after them.
@@ -78,6 +81,7 @@ class Replay:
     actions: Float[Tensor, "transitions action"]
     rewards: Float[Tensor, " transitions"]
     continues: Float[Tensor, " transitions"]
+    lives: Float[Tensor, " transitions"]
     ahead_returns: Float[Tensor, " transitions"]
     ahead_discounts: Float[Tensor, " transitions"]
     ahead_rows: Int[Tensor, " transitions"]
@@ -115,6 +119,7 @@ class Replay:
             take(self.rewards, "rewards"),
             take(self.rows, "next_observations", after),
             take(self.continues, "continues"),
+            take(self.lives, "lives"),
             Ahead(
                 take(self.ahead_returns, "ahead"),
                 take(self.ahead_discounts, "ahead"),

@@ -43,16 +43,18 @@ class Settings:
     Attributes:
         train: Training settings.
         network: Changes to the network's defaults.
-        selection: Selection settings of the policy; None where none was given: see `fit`.
+        selection: Changes to the selection settings that `fit` would give the policy.
     """
 
     train: TrainConfig = field(default_factory=TrainConfig)
     network: Mapping[str, Any] = field(default_factory=dict)
-    selection: SelectionConfig | None = None
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
 
-def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) -> Settings:
-    """Settings from a JSON file of ``{"name": value}``, then from ``NAME=VALUE`` texts.
+def gather_settings(
+    config: Path | None, overrides: Sequence[str], seed: int | None = None
+) -> Settings:
+    """Settings from a JSON file of ``{"name": value}``, the seed, then ``NAME=VALUE`` texts.
 
     Values of the texts are JSON where they can be read as such, else strings. A name is looked up
     among training, network and selection settings, which have none in common.
@@ -60,12 +62,14 @@ def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) ->
     Raises:
         ConfigError: The file cannot be read, or a name or a value is wrong.
     """
-    values: dict[str, Any] = {"seed": seed}
+    values: dict[str, Any] = {}
     if config is not None:
         try:
             values |= json.loads(config.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{config} is no JSON file of settings: {error}.") from error
+    if seed is not None:
+        values["seed"] = seed
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
@@ -84,11 +88,11 @@ def gather_settings(config: Path | None, overrides: Sequence[str], seed: int) ->
         if name not in known or name in ("observation_size", "action_size"):
             raise ConfigError(f"There is no setting {name!r}; known ones are {sorted(known)}.")
         groups[known[name]][name] = tuple(value) if isinstance(value, list) else value
-    chosen = groups[SelectionConfig]
+    from_mapping(SelectionConfig, groups[SelectionConfig], "selection")  # wrong ones are told now
     return Settings(
         from_mapping(TrainConfig, groups[TrainConfig], "training"),
         groups[NetworkConfig],
-        from_mapping(SelectionConfig, chosen, "selection") if chosen else None,
+        groups[SelectionConfig],
     )
 
 
@@ -166,7 +170,7 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
     settled = {
         **dataclasses.asdict(settings.train),
         **settings.network,
-        **dataclasses.asdict(settings.selection or SelectionConfig()),
+        **dataclasses.asdict(SelectionConfig().replace(**settings.selection)),
     }
     logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
 
@@ -297,11 +301,11 @@ def _report(bar: Any, writers: Sequence[Write]) -> Callable[[Progress], None]:
     task = bar.add_task("training", total=None)
     started = told_at = time.monotonic()
 
-    first: int | None = None  # a resumed run does not start at 0
+    made = 0  # updates: a resumed run does not start at 0, and early stopping leaves some out
 
     def report(now: Progress) -> None:
-        nonlocal first, told_at
-        first = now.done - 1 if first is None else first
+        nonlocal made, told_at
+        made += 1
         if now.done % 20 == 0 or now.metrics:
             bar.update(task, completed=now.done, total=now.total)
         if now.metrics:
@@ -313,7 +317,7 @@ def _report(bar: Any, writers: Sequence[Write]) -> Callable[[Progress], None]:
             if not bar.console.is_terminal and moment - told_at >= LOG_SECONDS:
                 # In a file or a pipe a bar shows nothing until its end: lines do.
                 told_at = moment
-                left = (moment - started) / max(now.done - first, 1) * (now.total - now.done)
+                left = (moment - started) / made * (now.total - now.done)
                 bar.console.print(
                     f"{now.done}/{now.total}, about {left / 60:.0f} min left; {now.phase}: {told}"
                 )

@@ -18,6 +18,7 @@ import torch
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
 from gem_policy.errors import TrainingError
+from gem_policy.policy import choose_device
 from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig
@@ -36,6 +37,7 @@ from gem_policy.training.learners import (
 )
 from gem_policy.training.preparation import prepare
 from gem_policy.training.replay import Batch
+from gem_policy.training.run_folder import held
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.stacked import StackedLearner
@@ -58,7 +60,7 @@ def fit_seeds(
     *,
     seeds: int = 8,
     network: Mapping[str, Any] | None = None,
-    selection: SelectionConfig | None = None,
+    selection: SelectionConfig | Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[Progress], None] | None = None,
     log_every: int = 500,
@@ -75,7 +77,7 @@ def fit_seeds(
         config: Training settings; its seed is the first.
         seeds: How many.
         network: Changes to `NetworkConfig`'s defaults.
-        selection: Selection settings of the policies; None: as `fit` chooses for each.
+        selection: Selection settings of the policies, or changes to what `fit` chooses for each.
         device: Where to train.
         progress: Called after every update of all seeds; metrics are named ``seed-3/value/loss``.
         log_every: Updates between two readings of the metrics.
@@ -91,52 +93,52 @@ def fit_seeds(
             the seed.
 
     Raises:
-        ConfigError: ``seeds`` is no count, the last seed is too large, or torch cannot compile
-            where it is to.
+        ConfigError: ``seeds`` is no count, the last seed is too large, or what `fit` raises it for.
         TrainingError: A seed's loss became NaN or infinite, or its values larger than the rewards
             allow (the message names the seed; the last good state of all is kept); ``dropout`` or
             ``patience`` is set, which `fit` alone knows; or anything else that `fit` raises it for.
         DatasetError: The dataset cannot be read, or training on it would not fit into memory.
-        CheckpointError: The disk is full or not writable; the last saved state is untouched.
+        CheckpointError: As of `fit`.
     """
     require_count("seeds", seeds)
+    require_count("log_every", log_every)
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     out = Path(out)
     config = settle_decay(config or TrainConfig(), dataset)
     _check_supported(config)
     configs = [replace(config, seed=config.seed + i) for i in range(seeds)]
     net = network_for(dataset, network)
-    check_settings(config, net, compiled)
-    where = torch.device(device)
+    check_settings(config, net, selection, compiled)
+    where = choose_device(device)
     cuda_graph = records(cuda_graph, config, where)
     run = {**identity(dataset, config, net), "seeds": seeds}
-    out.mkdir(parents=True, exist_ok=True)
-    learners = _train(
-        dataset,
-        net,
-        configs,
-        where,
-        run,
-        out,
-        progress,
-        log_every,
-        save_seconds,
-        cuda_graph,
-        compiled,
-    )
-    paths = []
-    for i, own in enumerate(configs):
-        made = finish(
+    with held(out):
+        learners = _train(
             dataset,
-            prepare(dataset, own, where),
-            {name: learner.learners[i] for name, learner in learners.items()},
             net,
-            selection,
-            own,
+            configs,
+            where,
+            run,
+            out,
+            progress,
+            log_every,
+            save_seconds,
+            cuda_graph,
+            compiled,
         )
-        paths.append(out / seed_folder(own.seed) / files.WEIGHTS_FILE)
-        files.save(made, paths[-1])
-    return paths
+        paths = []
+        for i, own in enumerate(configs):
+            made = finish(
+                dataset,
+                prepare(dataset, own, where),
+                {name: learner.learners[i] for name, learner in learners.items()},
+                net,
+                selection,
+                own,
+            )
+            paths.append(out / seed_folder(own.seed) / files.WEIGHTS_FILE)
+            files.save(made, paths[-1])
+        return paths
 
 
 def seed_folder(seed: int) -> str:

@@ -92,9 +92,9 @@ def stop_if_broken(numbers: Mapping[str, float], phase: str, step: int, folder: 
     if broken:
         raise TrainingError(
             f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. The last "
-            f"good state is in {folder / STATE_FILE}. Lower the learning rate or the reward scale, "
-            "look for extreme values in the data with `gem-policy doctor`, or leave out the seed "
-            "that is named, if one is."
+            f"good state is in {folder / STATE_FILE}. Start again in another --out with a lower "
+            "learning rate or reward scale, look for extreme values in the data with `gem-policy "
+            "doctor`, or leave out the seed that is named, if one is."
         )
 
 
@@ -119,16 +119,26 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
     if not (folder / STATE_FILE).is_file():
         return None
     state = read_state(folder)
-    different = sorted(
-        key for key in set(run) | set(state.run) if run.get(key) != state.run.get(key)
-    )
+    then, now = _flat(state.run), _flat(run)
+    different = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
     if different:
-        told = "; ".join(f"{k}: {state.run.get(k)!r} then, {run.get(k)!r} now" for k in different)
+        told = "; ".join(f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in different)
         raise TrainingError(
             f"{folder} holds a run with other settings or data ({told}). Resume with the old ones, "
             "or give another --out."
         )
     return state
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, each setting of its groups under a name of its own."""
+    found: dict[str, Any] = {}
+    for key, value in run.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{name}": one for name, one in value.items()}
+        else:
+            found[key] = value
+    return found
 
 
 def read_state(folder: Path) -> TrainState:

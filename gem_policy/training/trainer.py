@@ -21,8 +21,15 @@ import torch
 
 from gem_policy import checkpoint as files
 from gem_policy.checkpoint import Checkpoint
-from gem_policy.config import NetworkConfig, SelectionConfig, require_count
+from gem_policy.config import (
+    NetworkConfig,
+    SelectionConfig,
+    from_mapping,
+    require,
+    require_count,
+)
 from gem_policy.errors import TrainingError
+from gem_policy.policy import choose_device
 from gem_policy.spaces import observation_size
 from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge_both
@@ -33,7 +40,7 @@ from gem_policy.training.divergence import stop_if_diverged, value_bound
 from gem_policy.training.early_stopping import BestWeights
 from gem_policy.training.export import export, finish, provenance_of, what_is_known
 from gem_policy.training.few_demonstrations import settle_decay, widths
-from gem_policy.training.generalization import guide, is_behavior, measure
+from gem_policy.training.generalization import SelectionChoice, guide, is_behavior, measure
 from gem_policy.training.learners import (
     ActorLearner,
     BehaviorLearner,
@@ -45,6 +52,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
+from gem_policy.training.run_folder import held
 from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.state import (
     STATE_FILE,
@@ -91,7 +99,7 @@ def fit(
     config: TrainConfig | None = None,
     *,
     network: Mapping[str, Any] | None = None,
-    selection: SelectionConfig | None = None,
+    selection: SelectionConfig | Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[Progress], None] | None = None,
     log_every: int = 500,
@@ -108,8 +116,9 @@ def fit(
         out: Folder of the run: its state while it works, ``model.safetensors`` at its end.
         config: Training settings.
         network: Changes to `NetworkConfig`'s defaults, such as ``{"critics": 8}``.
-        selection: Selection settings of the policy. None: the defaults, but the actor's mode alone
-            where too little is known of held-out episodes; see ``TrainConfig.cautious``.
+        selection: Selection settings of the policy, or changes such as ``{"kappa": 1.0}`` to what
+            it has without any: the defaults, but the actor's mode alone (``candidates`` 1) where
+            too little is known of held-out episodes; see ``TrainConfig.cautious``.
         device: Where to train.
         progress: Called after every update.
         log_every: Updates between two readings of the metrics.
@@ -135,56 +144,76 @@ def fit(
     Raises:
         TrainingError: A loss became NaN or infinite, or the values larger than the rewards allow
             (the last good state is kept), the run in ``out`` was started with other settings,
-            the data hold nothing to learn from, ``cuda_graph`` without CUDA, or it or
-            ``compiled`` with dropout.
-        ConfigError: ``compiled`` where torch cannot compile.
-        CheckpointError: The disk is full or not writable; the last saved state is untouched.
+            another run is at work in it, the data hold nothing to learn from, ``cuda_graph``
+            without CUDA, or it or ``compiled`` with dropout.
+        ConfigError: A setting is unknown or out of range, the device is not there, or ``compiled``
+            where torch cannot compile.
+        CheckpointError: ``out`` cannot be a folder, or the disk is full or not writable; the last
+            saved state is untouched.
         DatasetError: The dataset cannot be read, or training on it would not fit into memory.
     """
     if evaluate_every is not None:
         require_count("evaluate_every", evaluate_every)
+    require_count("log_every", log_every)
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     out = Path(out)
     config = settle_decay(config or TrainConfig(), dataset)
     net = network_for(dataset, network)
-    where = torch.device(device)
+    where = choose_device(device)
     cuda_graph = records(cuda_graph, config, where)
-    check_settings(config, net, compiled)
+    check_settings(config, net, selection, compiled)
     run = identity(dataset, config, net)
-    out.mkdir(parents=True, exist_ok=True)
-    saved = load_state(out, run)
-    prepared = prepare(dataset, config, where)
-    provenance = provenance_of(dataset, prepared, config)
+    with held(out):
+        saved = load_state(out, run)
+        prepared = prepare(dataset, config, where)
+        provenance = provenance_of(dataset, prepared, config)
 
-    def play(learners: Mapping[str, Learner]) -> dict[str, float]:
-        if evaluate is None:
-            return {}
-        # As it will be deployed: the critics are finished before the actor is played.
-        chosen = selection or what_is_known(prepared, learners, config)[0].selection(config)
-        now = export(dataset, prepared, learners, net, chosen, provenance)
-        return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
+        def play(learners: Mapping[str, Learner]) -> dict[str, float]:
+            if evaluate is None:
+                return {}
+            # As it will be deployed: the critics are finished before the actor is played.
+            known, _ = what_is_known(prepared, learners, config)
+            chosen = known.selection(config, selection)
+            now = export(dataset, prepared, learners, net, chosen, provenance)
+            return {f"evaluation/{key}": float(value) for key, value in evaluate(now).items()}
 
-    every = None if evaluate is None else evaluate_every or config.actor_updates
-    tell = progress or (lambda now: None)
-    told = _Told(run, out, tell, log_every, save_seconds, play, every, cuda_graph, compiled)
-    learners = _train(prepared, net, config, where, saved, told)
-    made = finish(dataset, prepared, learners, net, selection, config)
-    path = out / files.WEIGHTS_FILE
-    files.save(made, path)
-    return path
+        every = None if evaluate is None else evaluate_every or config.actor_updates
+        tell = progress or (lambda now: None)
+        told = _Told(run, out, tell, log_every, save_seconds, play, every, cuda_graph, compiled)
+        learners = _train(prepared, net, config, where, saved, told)
+        made = finish(dataset, prepared, learners, net, selection, config)
+        path = out / files.WEIGHTS_FILE
+        files.save(made, path)
+        return path
 
 
 def network_for(dataset: Dataset, changes: Mapping[str, Any] | None) -> NetworkConfig:
-    """The networks that fit a dataset's spaces and size, with changes to the defaults."""
+    """The networks that fit a dataset's spaces and size, with changes to the defaults.
+
+    Raises:
+        ConfigError: A change is unknown or out of range, or contradicts the dataset.
+    """
     sizes = {
         "observation_size": observation_size(dataset.observation_space),
         "action_size": int(dataset.action_space.shape[0]),
     }
-    return NetworkConfig(**{**sizes, **widths(dataset), **dict(changes or {})})
+    net = from_mapping(NetworkConfig, {**sizes, **widths(dataset), **(changes or {})}, "network")
+    for name, size in sizes.items():
+        require(getattr(net, name) == size, name, getattr(net, name), f"{size}, as in the dataset")
+    return net
 
 
-def check_settings(config: TrainConfig, net: NetworkConfig, compiled: bool) -> None:
-    """Raise a `TrainingError` for settings that no phase, or a late one, could work with."""
+def check_settings(
+    config: TrainConfig, net: NetworkConfig, selection: SelectionChoice, compiled: bool
+) -> None:
+    """Refuse settings that no phase, or a late one, could work with.
+
+    Raises:
+        ConfigError: A selection setting is unknown or out of range.
+        TrainingError: Settings contradict each other.
+    """
+    if not isinstance(selection, SelectionConfig):
+        SelectionConfig().replace(**(selection or {}))
     if net.critic_lookahead and config.critic_steps != 1:
         raise TrainingError(
             f"Critics that look ahead see one step, got critic_steps={config.critic_steps}. "

@@ -48,8 +48,8 @@ def _no_last_observation(buffers: list[dict[str, Any]]) -> None:
     ("defect", "message"),
     [
         (_far_outside, r"dimension 0 lies in \[-?[\d.]+, 150\].*other units"),
-        (_nan_reward, "1 NaN or infinite rewards .first in row 4"),
-        (_infinite_observation, "1 NaN or infinite observations"),
+        (_nan_reward, r"1 NaN or infinite rewards, in the episodes \[1\].*episode_filter"),
+        (_infinite_observation, r"1 NaN or infinite observations, in the episodes \[\d\]"),
         (_too_large_for_float32, "1 NaN or infinite observations"),
         (_no_last_observation, r"Episode 1 .* is misaligned: \[4\] observations, 4 actions"),
     ],

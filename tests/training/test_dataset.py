@@ -27,6 +27,7 @@ from small_datasets import (
 from gem_policy.errors import DatasetError
 from gem_policy.training import dataset as module
 from gem_policy.training.dataset import Dataset, EpisodeSummary, load
+from gem_policy.training.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("root")
 FORMATS = ("hdf5", "arrow", "parquet")
@@ -178,6 +179,8 @@ def test_a_single_episode_is_refused() -> None:
             {"action_space": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)},
             "finite bounds",
         ),
+        ({"action_space": gym.spaces.Box(-1, 1, (2, 3), np.float32)}, r"shape \(2, 3\).*one axis"),
+        ({"action_space": gym.spaces.Box(-1, 1, (), np.float32)}, r"shape \(\).*one axis"),
         (
             {"observation_space": gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)},
             "image of shape .32, 32, 3.",
@@ -192,6 +195,8 @@ def test_spaces_that_cannot_be_trained_on_are_refused(spaces: dict[str, Any], me
     write_dataset("test/bad-v0", random_episodes(2, **spaces), **spaces)
     with pytest.raises(DatasetError, match=message):
         load("test/bad-v0")
+    report = examine("test/bad-v0", simulate=False)
+    assert "error" in [finding.severity for finding in report.findings]
 
 
 def test_a_missing_array_or_episode_is_named(root: Path) -> None:

@@ -23,6 +23,7 @@ from gem_policy.training.learners import (
 )
 from gem_policy.training.preparation import prepare, replay
 from gem_policy.training.replay import Sampler
+from gem_policy.training.reward_scale import RewardScale
 from gem_policy.training.trainer import network_for, start_learner
 from gem_policy.training.transitions import Transitions
 
@@ -37,7 +38,7 @@ def weights_of(
 
 
 def episodes(starts: list[list[float]], rewards: list[list[float]]) -> Transitions:
-    """Episodes that stay where they start."""
+    """Episodes that stay where they start, until they terminate."""
     lengths = torch.tensor([len(own) for own in rewards])
     steps = int(lengths.sum())
     last = torch.zeros(steps, dtype=torch.bool)
@@ -46,8 +47,8 @@ def episodes(starts: list[list[float]], rewards: list[list[float]]) -> Transitio
         observations=torch.tensor(starts).repeat_interleave(lengths + 1, 0),
         actions=torch.zeros(steps, 1),
         rewards=torch.tensor([r for own in rewards for r in own]),
-        terminated=torch.zeros_like(last),
-        truncated=last,
+        terminated=last,
+        truncated=torch.zeros_like(last),
         episode=torch.arange(len(rewards)).repeat_interleave(lengths),
     )
 
@@ -172,6 +173,9 @@ def test_the_actor_gets_them_on_top_of_its_advantages(
 ) -> None:
     monkeypatch.setattr("gem_policy.training.preparation.LEAST_TRANSITIONS", 1)
     dataset = random_dataset(tmp_path, [5, 9, 7, 6, 8, 4])
+    data = dataset.transitions
+    ended = replace(data, terminated=data.truncated, truncated=data.terminated)
+    dataset = replace(dataset, transitions=ended)
     config = replace(SHORT, episode_temperature=0.7)
     parts = [
         prepare(dataset, own, CPU) for own in (config, replace(SHORT, episode_temperature=None))
@@ -206,7 +210,9 @@ def test_an_actor_tells_the_better_agent_where_both_pass() -> None:
     modes = {}
     for temperature in (None, 0.5):
         weights, _ = weights_of(data, data, temperature)
-        transitions = replace(replay(data, None, box, config, 1.0, CPU), weights=weights)
+        transitions = replace(
+            replay(data, None, box, config, RewardScale(1.0, 0.0), CPU), weights=weights
+        )
         learner = expect(start_learner("actor", net, config, CPU), ActorLearner)
         sampler = Sampler(len(data), config.batch_size, 0, 3)
         while learner.step < learner.updates:
@@ -216,3 +222,66 @@ def test_an_actor_tells_the_better_agent_where_both_pass() -> None:
         modes[temperature] = float(mixture.mean[0, int(mixture.logits[0].argmax()), 0])
     assert modes[None] == pytest.approx(-0.5, abs=0.1)
     assert modes[0.5] == pytest.approx(0.5, abs=0.1)
+
+
+# -- which returns count -------------------------------------------------------------------------
+
+
+def cut(data: Transitions, lengths: list[int]) -> Transitions:
+    """The first steps of each episode alone, truncated."""
+    first = data.lengths.cumsum(0) - data.lengths
+    within = torch.arange(len(data)) - first[data.episode]
+    keep = within < torch.tensor(lengths)[data.episode]
+    rows = torch.arange(len(data.observations))
+    number = torch.repeat_interleave(torch.arange(data.episodes), data.lengths + 1)
+    place = rows - (first + torch.arange(data.episodes))[number]
+    last = within[keep] == torch.tensor(lengths)[data.episode[keep]] - 1
+    return Transitions(
+        observations=data.observations[place <= torch.tensor(lengths)[number]],
+        actions=data.actions[keep],
+        rewards=data.rewards[keep],
+        terminated=torch.zeros_like(last),
+        truncated=last,
+        episode=data.episode[keep],
+    )
+
+
+@pytest.mark.parametrize("reward", [1.0, -1.0])
+def test_an_episode_that_was_cut_short_is_neither_good_nor_bad(reward: float) -> None:
+    starts = [[0.0]] * 6
+    data = episodes(starts, [[reward * (1 + i / 10)] * 8 for i in range(6)])
+    data = cut(data, [8, 8, 8, 8, 5, 2])
+    whole = data.select(torch.arange(4))
+    found, _ = weights_of(data, whole, 0.5)
+    alone, unseen = weights_of(whole, whole, 0.5)
+    _, held_out = weights_of(whole, data, 0.5)
+    assert torch.equal(found[: len(whole)], alone) and float(alone.std()) > 0
+    assert torch.equal(held_out[: len(whole)], unseen)
+    assert bool((found[len(whole) :] == 1).all()) and bool((held_out[len(whole) :] == 1).all())
+    # One that terminates has come to its end, however short.
+    ended = replace(data, terminated=data.truncated, truncated=data.terminated)
+    short = float(weights_of(ended, whole, 0.5)[0][-1])
+    assert short < 1 if reward > 0 else short > 1
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(-1.0, 0.0), (-0.5, 0.25), (2.0, -3.0)])
+def test_returns_are_those_of_the_rewards_that_are_trained_on(factor: float, shift: float) -> None:
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(3, 9, 7)
+    data = episodes([[0.0]] * 7, [rng.standard_normal(n).tolist() for n in lengths])
+    paid = replace(data, rewards=data.rewards * factor + shift)
+    found = episode_weights(data, data, 0.5, 20.0, 1, factor, shift)
+    expected = episode_weights(paid, paid, 0.5, 20.0, 1)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(found[0], episode_weights(data, data, 0.5, 20.0, 1)[0], atol=0.05)
+
+
+def test_costs_are_weighed_as_costs(tmp_path: Path) -> None:
+    data = random_dataset(tmp_path, [9] * 1200)
+    parts = data.split(0.98, 0)
+    config = replace(SHORT, holdout=0.02, reward_scale=-1.0)
+    weights = prepare(data, config, CPU).training.episode_weights
+    assert len(weights) > 10_000 and float(weights.std()) > 0
+    returns = parts[0].transitions.returns[parts[0].transitions.episode]
+    assert float(torch.corrcoef(torch.stack([weights.double(), returns]))[0, 1]) < -0.3

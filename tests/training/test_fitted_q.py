@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,22 @@ def test_the_command_line_estimates_every_setting(
     assert all(row["selection"]["kappa"] == 2 and row["starts"] == 2 for row in document["rows"])
     assert all(f"{row['value']['mean']:.4f}" in text for row in document["rows"])
     assert document["settings"]["updates"] == 3 and document["dataset_id"] == "test/estimate-v0"
+
+
+def test_rewards_are_scaled_as_in_the_training() -> None:
+    """By what the checkpoint says that they were; of other settings, by what these come to."""
+    data = walks(60, 4)
+    config = FittedQConfig(updates=40, batch_size=32, hidden=(16,))
+    train = TrainConfig(discount=0.9, holdout=0.2, return_normalization=True, reward_shift=-1.0)
+    returns = data.transitions.returns
+    factor = 1000 / float(returns.max() - returns.min())
+    plain = replace(train, return_normalization=False, reward_scale=factor)
+    policy = pusher()
+    [expected] = estimate(policy, data, [BEST], config, train=plain)
+    [found] = estimate(policy, data, [BEST], config, train=train)
+    assert found.value.mean == pytest.approx(expected.value.mean, rel=1e-5)
+    policy.provenance = {"train": vars(train), "rewards": {"factor": 2 * factor, "shift": -1.0}}
+    [told] = estimate(policy, data, [BEST], config)
+    twice = replace(plain, reward_scale=2 * factor)
+    [expected] = estimate(policy, data, [BEST], config, train=twice)
+    assert told.value.mean == pytest.approx(expected.value.mean, rel=1e-5)

@@ -240,7 +240,14 @@ def test_a_clone_of_another_size_is_trained_like_the_behavior_model(
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
 def test_somebodys_choice_is_kept(dataset: Dataset, tmp_path: Path) -> None:
-    settings = gather_settings(None, ["candidates=5"], 0)
-    run(dataset, tmp_path / "out", CAUTIOUS, selection=settings.selection)
-    assert checkpoint.load(tmp_path / "out").config.selection == SelectionConfig(candidates=5)
-    assert gather_settings(None, ["dropout=0.5"], 0).selection is None
+    """What is not chosen stays as it would be: a clone's N is 1."""
+    for name, texts, expected in (
+        ("a", ["candidates=5"], SelectionConfig(candidates=5)),
+        ("b", ["kappa=0.5"], SelectionConfig(candidates=1, kappa=0.5)),
+        ("c", [], SelectionConfig(candidates=1)),
+    ):
+        run(dataset, tmp_path / name, CAUTIOUS, selection=gather_settings(None, texts).selection)
+        assert checkpoint.load(tmp_path / name).config.selection == expected
+    whole = SelectionConfig(kappa=0.5)  # all of them
+    run(dataset, tmp_path / "d", CAUTIOUS, selection=whole)
+    assert checkpoint.load(tmp_path / "d").config.selection == whole

@@ -103,6 +103,7 @@ def test_luck_counts_as_skill_only_by_the_data(source: str, expected: float) -> 
         rewards,
         nothing,
         over,
+        over,
         Ahead(rewards, over, nothing),
         torch.zeros(count, 0),
         torch.ones(count),

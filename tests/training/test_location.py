@@ -112,3 +112,14 @@ def test_a_download_that_breaks_leaves_no_half_dataset(
     assert not (root / "test").exists()
     remote.fails = False
     assert load("test/far-v0", download=True).id == "test/far-v0"
+
+
+def test_what_is_left_of_a_download_is_named(remote: type[FolderRemote], root: Path) -> None:
+    (root / "test" / "far-v0").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"far-v0 is there, but no dataset is in it. Delete it"):
+        load("test/far-v0", download=True)
+    (root / "test" / "far-v0").rmdir()
+    load("test/far-v0", download=True)
+    next(data_folder(root, "test/far-v0").glob("*.hdf5")).unlink()
+    with pytest.raises(DatasetError, match="Delete that folder and download"):
+        load("test/far-v0", download=True)

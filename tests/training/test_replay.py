@@ -122,6 +122,7 @@ def test_a_terminal_reward_ends_the_return(dataset: Dataset) -> None:
     ending = prepare(dataset, TrainConfig(terminal_reward=threshold), CPU).training
     expected = plain.continues * (plain.rewards < threshold)
     assert torch.equal(ending.continues, expected)
+    assert torch.equal(ending.lives, plain.continues) and torch.equal(plain.lives, plain.continues)
     assert 0 < float(expected.mean()) < 1
 
 
@@ -134,6 +135,13 @@ def test_rewards_that_prefer_nothing_are_refused(
     write_dataset("test/flat-v0", flat)
     with pytest.raises(TrainingError, match=r"Every reward of test/flat-v0 is -0.5.*equally good"):
         prepare(load("test/flat-v0"), TrainConfig(), CPU)
+    # Where episodes end, each step that they go on is worth something, unless it pays nothing.
+    ending = [random_episode(5, rng, terminated=True) for _ in range(3)]
+    write_dataset("test/ending-v0", [{**one, "rewards": np.full(5, -0.5)} for one in ending])
+    data = load("test/ending-v0")
+    prepare(data, TrainConfig(), CPU)
+    with pytest.raises(TrainingError, match="shifted 0.* an episode's end costs nothing"):
+        prepare(data, TrainConfig(reward_scale=2.0, reward_shift=1.0), CPU)
 
 
 def test_settings_out_of_range_are_named() -> None:

@@ -30,7 +30,7 @@ from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.few_demonstrations import WIDE
 from gem_policy.training.preparation import prepare
-from gem_policy.training.run import Settings, player, settle, wandb_curves
+from gem_policy.training.run import Settings, gather_settings, player, settle, wandb_curves
 from gem_policy.training.trainer import Progress
 
 CPU = torch.device("cpu")
@@ -169,6 +169,47 @@ def test_settled_settings_are_those_that_a_run_records(dataset: Dataset, tmp_pat
     assert made.provenance["train"] == json.loads(json.dumps(asdict(settled.train)))
 
 
+@pytest.mark.parametrize(
+    ("file", "seed", "overrides", "expected"),
+    [
+        ({}, None, [], 0),
+        ({"seed": 5}, None, [], 5),
+        ({"seed": 5}, 3, [], 3),
+        ({"seed": 5}, 0, [], 0),
+        ({"seed": 5}, 3, ["seed=4"], 4),
+    ],
+)
+def test_what_is_given_later_decides_the_seed(
+    tmp_path: Path, file: dict[str, int], seed: int | None, overrides: list[str], expected: int
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(file))
+    found = gather_settings(tmp_path / "settings.json", overrides, seed)
+    assert found.train.seed == expected
+
+
+def test_a_kept_checkpoint_stays_what_it_was(dataset: Dataset, tmp_path: Path) -> None:
+    kept: list[Checkpoint] = []
+    copies: list[dict[str, torch.Tensor]] = []
+
+    def keep(now: Checkpoint) -> dict[str, float]:
+        kept.append(now)
+        copies.append({name: tensor.clone() for name, tensor in now.tensors.items()})
+        return {}
+
+    made = run(dataset, tmp_path / "kept", evaluate=keep, evaluate_every=4)
+    assert len(kept) == 3
+    for one, copy in zip(kept, copies, strict=True):
+        for name, tensor in one.tensors.items():
+            assert torch.equal(tensor, copy[name]), name
+
+    def spoil(now: Checkpoint) -> dict[str, float]:
+        for tensor in now.tensors.values():
+            tensor.zero_()
+        return {}
+
+    assert run(dataset, tmp_path / "spoiled", evaluate=spoil, evaluate_every=4) == made
+
+
 def test_without_wandb_the_advice_is_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +229,7 @@ def test_without_wandb_the_advice_is_to_install_it(
 def test_without_a_terminal_lines_say_how_long_it_will_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([1000.0, 1010.0, 1120.0])
+    clock = iter([1000.0, 1010.0, 1120.0, 1240.0])
     monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     written = io.StringIO()
     bar = RichProgress(console=Console(file=written, width=200))
@@ -196,9 +237,15 @@ def test_without_a_terminal_lines_say_how_long_it_will_take(
     report(Progress("value", 5, 100, 105, 400, {}))  # resumed: 104 were done before
     report(Progress("value", 6, 100, 106, 400, {"value/loss": 1.5}))
     assert written.getvalue() == "", "ten seconds are too soon for a line"
-    report(Progress("value", 40, 100, 140, 400, {"value/loss": 1.5}))
+    for step in range(7, 41):
+        report(
+            Progress("value", step, 100, 100 + step, 400, {"value/loss": 1.5} if step == 40 else {})
+        )
     # 36 updates took two minutes, 260 are to come.
     assert written.getvalue().startswith("140/400, about 14 min left; value: loss 1.5")
+    # Early stopping: 60 updates are left out, and take no time.
+    report(Progress("value", 100, 100, 200, 400, {"value/loss": 1.5}))
+    assert "200/400, about 22 min left" in written.getvalue()  # 37 in four minutes
 
 
 def test_fit_takes_names_and_paths_as_text(dataset: Dataset, tmp_path: Path) -> None:
@@ -235,10 +282,12 @@ def test_return_normalization_is_the_formula_and_is_told(dataset: Dataset, tmp_p
     factor = 0.5 * 1000 / (max(sums) - min(sums))
     prepared, plain = prepare(dataset, config, CPU), prepare(dataset, SHORT, CPU)
     for part, raw in ((prepared.training, plain.training), (prepared.held_out, plain.held_out)):
-        torch.testing.assert_close(part.rewards, raw.rewards * factor - 1.0)
+        unit = prepared.scale.unit
+        torch.testing.assert_close(part.rewards, (raw.rewards * factor - 1.0) / unit)
     run(dataset, tmp_path / "out", config)
     told = checkpoint.load(tmp_path / "out").provenance
-    assert told["rewards"] == {"factor": pytest.approx(factor), "shift": -1.0}
+    expected = {"factor": pytest.approx(factor), "shift": -1.0, "unit": prepared.scale.unit}
+    assert told["rewards"] == expected
     assert json.loads(json.dumps(told["train"]))["return_normalization"] is True
 
 

@@ -21,15 +21,16 @@ from tiny_runs import SHORT, TINY, UPDATES, Stop, run, stop_at
 
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig
-from gem_policy.errors import TrainingError
+from gem_policy.errors import CheckpointError, ConfigError, TrainingError
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.advantages import judge, weigh
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset, load
 from gem_policy.training.learners import CriticLearner, ValueLearner
 from gem_policy.training.preparation import prepare
+from gem_policy.training.seeds import fit_seeds
 from gem_policy.training.state import STATE_FILE, read_state
-from gem_policy.training.trainer import PHASES, Progress
+from gem_policy.training.trainer import PHASES, Progress, fit
 
 # What these runs learn is beside the point, and so is what they warn of.
 pytestmark = pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
@@ -189,6 +190,58 @@ def test_other_settings_do_not_resume_a_run(
     with pytest.raises(TrainingError, match="(?s)other settings.*critics"):
         run(dataset, tmp_path, network={**TINY, "critics": 3})
     assert (tmp_path / STATE_FILE).read_bytes() == before
+
+
+def test_only_the_settings_that_differ_are_told(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(dataset, tmp_path, progress=stop_at(20))
+    with pytest.raises(TrainingError) as error:
+        run(dataset, tmp_path, replace(SHORT, weight_floor=0.05), network={**TINY, "critics": 3})
+    told = "(network.critics: 2 then, 3 now; train.weight_floor: 0.0 then, 0.05 now)"
+    assert told in str(error.value)
+
+
+def test_two_runs_do_not_work_in_one_folder(dataset: Dataset, tmp_path: Path) -> None:
+    def another(now: Progress) -> None:
+        with pytest.raises(TrainingError, match="Another run is at work in .*another --out"):
+            run(dataset, tmp_path, replace(SHORT, seed=1))
+        with pytest.raises(TrainingError, match="Another run is at work"):
+            fit_seeds(dataset, tmp_path, SHORT, seeds=2, network=TINY)
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(dataset, tmp_path, progress=another)
+    run(dataset, tmp_path)  # the first is not at work any more
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"network": {"critcs": 3}}, r"unknown settings \['critcs'\]"),
+        ({"network": {"observation_size": 3}}, "`observation_size` must be .*as in the dataset"),
+        ({"network": {"critics": 0}}, "`critics` must be"),
+        ({"selection": {"kapa": 3}}, r"Unknown selection settings \['kapa'\]"),
+        ({"selection": {"kappa": -1}}, "`kappa` must be"),
+        ({"device": "tpu9"}, "Device 'tpu9' cannot be used here"),
+        ({"log_every": 0}, "`log_every` must be"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    dataset: Dataset, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=told):
+        fit(dataset, out, SHORT, **options)
+    with pytest.raises(ConfigError, match=told):
+        fit_seeds(dataset, out, SHORT, seeds=2, **options)
+    assert not out.exists()
+
+
+def test_a_file_is_no_folder_of_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("here")
+    with pytest.raises(CheckpointError, match="out cannot be the folder of a run.*another --out"):
+        run(dataset, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "here"
 
 
 def test_other_data_of_the_same_name_and_size_do_not_resume_a_run(

@@ -63,17 +63,21 @@ def check_episodes(evidence: Evidence) -> Iterator[Finding]:
 
 def check_finite(evidence: Evidence) -> Iterator[Finding]:
     """NaN and infinity."""
+    of_rows = np.repeat(evidence.numbers, evidence.lengths + 1)
+    of_steps = evidence.numbers[evidence.episode]
     for name in ("observations", "actions", "rewards"):
         array = getattr(evidence, name)
         bad = ~np.isfinite(array)
         if bad.any():
-            rows = np.unique(np.nonzero(bad)[0])
+            where = bad.reshape(len(bad), -1).any(1)
+            episodes = np.unique((of_rows if name == "observations" else of_steps)[where]).tolist()
             yield Finding(
                 f"nan-{name}",
                 "error",
-                f"{int(bad.sum())} NaN or infinite {name} in {len(rows)} rows, first in row "
-                f"{rows[0]}.",
-                "Drop these episodes (`episode_filter`), and find out what the simulator did.",
+                f"{int(bad.sum())} NaN or infinite {name} in {int(where.sum())} rows, in the "
+                f"episodes {episodes}.",
+                "Leave these episodes out (`episode_filter` of `load`), and find out what the "
+                "simulator did.",
             )
 
 

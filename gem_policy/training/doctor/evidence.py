@@ -97,6 +97,10 @@ def gather(source: Source) -> tuple[Evidence | None, list[Finding]]:
                 "GEM proposes continuous actions: choose a dataset that has them.",
             )
         ]
+    if len(space.shape) != 1:
+        told = f"Actions have the shape {space.shape}; expected one axis."
+        advice = "Flatten them (gymnasium.wrappers.TransformAction) and record again."
+        return None, [Finding("action-space", "error", told, advice)]
     findings: list[Finding] = []
     good: list[RawEpisode] = []
     bad: list[RawEpisode] = []
