@@ -264,8 +264,11 @@ def test_an_episode_that_was_cut_short_is_neither_good_nor_bad(reward: float) ->
     assert short < 1 if reward > 0 else short > 1
 
 
-@pytest.mark.parametrize(("factor", "shift"), [(-1.0, 0.0), (-0.5, 0.25), (2.0, -3.0)])
-def test_returns_are_those_of_the_rewards_that_are_trained_on(factor: float, shift: float) -> None:
+@pytest.mark.parametrize("scaling", [(-1.0, 0.0), (-0.5, 0.25), (2.0, -3.0)])
+def test_returns_are_those_of_the_rewards_that_are_trained_on(
+    scaling: tuple[float, float],
+) -> None:
+    factor, shift = scaling
     rng = np.random.default_rng(3)
     lengths = rng.integers(3, 9, 7)
     data = episodes([[0.0]] * 7, [rng.standard_normal(n).tolist() for n in lengths])
