@@ -316,14 +316,15 @@ def train(
         settle,
         wandb_curves,
     )
-    from gem_policy.training.run_folder import make_folder
+    from gem_policy.training.run_folder import held
 
     settings = gather_settings(config, set_ or [], seed)
     first = settings.train.seed
     if seeds is not None:
         require_count("seeds", seeds)  # before anything is loaded
     where = choose_device(device)
-    make_folder(out)
+    with held(out):  # told before anything is read
+        pass
     data = load(dataset, download=download, max_steps=max_steps)
     print(f"{data.id}: {data.transitions.episodes} episodes, {len(data.transitions)} steps")
     settings = settle(settings, data)  # for W&B, which is told before the run begins

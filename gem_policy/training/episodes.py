@@ -18,6 +18,7 @@ from gem_policy.training.transitions import Transitions
 
 LEAST_TRANSITIONS = 10_000.0  # effective number that the weights of a run leave
 WARMER = 2**0.25  # factor on a temperature that leaves fewer
+LIMIT_SHARE = 0.05  # of the episodes that did not terminate: what a time limit cuts at least
 ROUNDING = 1e-6  # of float32 rewards, in a return: what is smaller is no difference
 PENALTIES = tuple(10.0**k for k in range(-3, 4))  # of the ridge regression
 
@@ -92,10 +93,9 @@ def episode_weights(
 
     ``min(exp(z / T), w_max)``, z the undiscounted return less a baseline of the first observation
     (`fit_baseline`), in its standard deviations over the training episodes; held-out episodes are
-    told by the same baseline and deviation. An episode that was cut before it came to its end has
-    z = 0, as nobody knows what it would have come to: one that did not terminate and is shorter
-    than the longest of those. The weights of Hong et al. (arXiv 2306.13085), who sample by them;
-    the baseline and where they apply are our choices.
+    told by the same baseline and deviation. An episode that was cut before it came to its end has z
+    = 0, as nobody knows what it would have come to; see `_whole`. The weights of Hong et al. (arXiv
+    2306.13085), who sample by them; the baseline and where they apply are our choices.
 
     Args:
         training: Of the episodes to train on.
@@ -151,8 +151,14 @@ def _starts(data: Transitions) -> Float[Tensor, "episodes obs"]:
 
 
 def _whole(*parts: Transitions) -> list[Bool[Tensor, " episodes"]]:
-    """Which episodes came to an end of their own: terminated, or as long as any that did not."""
+    """Which episodes came to their end: they terminated, or went on until a time limit.
+
+    One is a length that a share of the others have, or the longest of all.
+    """
     ended = [part.terminated[torch.cumsum(part.lengths, 0) - 1] for part in parts]
     cut = torch.cat([part.lengths[~end] for part, end in zip(parts, ended, strict=True)])
-    longest = int(cut.max()) if len(cut) else 0
-    return [end | (part.lengths >= longest) for part, end in zip(parts, ended, strict=True)]
+    lengths, counts = torch.unique(cut, return_counts=True)
+    common = (counts > 1) & (counts >= LIMIT_SHARE * len(cut))
+    common |= lengths == torch.cat([part.lengths for part in parts]).max()
+    limits = lengths[common]
+    return [end | torch.isin(part.lengths, limits) for part, end in zip(parts, ended, strict=True)]

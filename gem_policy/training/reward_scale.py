@@ -22,6 +22,7 @@ from gem_policy.training.dataset import Dataset
 RETURN_RANGE = 1000.0  # IQL's: the steps of a locomotion episode
 # Sizes of values in which rewards are left as they are. The defaults were chosen on data up to 541.
 SMALLEST, LARGEST = 0.1, 600.0
+PEAK = 60.0  # to which small rewards may lift the largest value: where few steps are rewarded
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class RewardScale:
         """From all episodes, held out or not: the same for every seed.
 
         The size of values is taken to be the mean magnitude of a reward times the steps that count:
-        ``1 / (1 - gamma)``, or those of the longest episode if they are fewer.
+        ``1 / (1 - gamma)``, or those of the longest episode if they are fewer. The largest value is
+        no more than the largest reward times these.
 
         Raises:
             TrainingError: All returns are the same, and they were to be normalized.
@@ -53,9 +55,10 @@ class RewardScale:
         steps = float(data.lengths.max())
         if discount < 1:
             steps = min(steps, 1 / (1 - discount))
-        size = float(scale(data.rewards).double().abs().mean()) * steps
-        near = min(max(size, SMALLEST), LARGEST)
-        return cls(scale.factor, scale.shift, size / near if size > 0 else 1.0)
+        paid = scale(data.rewards).double().abs()
+        size, peak = float(paid.mean()) * steps, float(paid.max()) * steps
+        unit = max(size / LARGEST, min(max(size / SMALLEST, peak / PEAK), 1.0))
+        return cls(scale.factor, scale.shift, unit if size > 0 else 1.0)
 
     def __call__(self, rewards: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Rewards as they are learned from."""

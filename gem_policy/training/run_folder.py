@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,20 +12,7 @@ from filelock import FileLock, Timeout
 from gem_policy.errors import CheckpointError, TrainingError
 
 LOCK_FILE = ".at_work"
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run, unless it is there.
-
-    Raises:
-        CheckpointError: It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be the folder of a run ({error.strerror}). Give another --out."
-        ) from error
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # on this file system
 
 
 @contextlib.contextmanager
@@ -35,7 +23,12 @@ def held(folder: Path) -> Iterator[None]:
         CheckpointError: The folder cannot be made, or not be written to.
         TrainingError: Another run is at work in it.
     """
-    make_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be the folder of a run ({error.strerror}). Give another --out."
+        ) from error
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     with contextlib.ExitStack() as stack:
         try:
@@ -44,10 +37,11 @@ def held(folder: Path) -> Iterator[None]:
             raise TrainingError(
                 f"Another run is at work in {folder}. Give another --out, or wait for its end."
             ) from error
-        except NotImplementedError:
-            pass  # a file system without locks
+        except NotImplementedError:  # what older versions of filelock say of such file systems
+            pass
         except OSError as error:
-            raise CheckpointError(
-                f"{folder} cannot be written to ({error.strerror}). Give another --out."
-            ) from error
+            if error.errno not in NO_LOCKS:
+                raise CheckpointError(
+                    f"{folder} cannot be written to ({error.strerror}). Give another --out."
+                ) from error
         yield

@@ -52,6 +52,7 @@ from gem_policy.training.learners import (
 from gem_policy.training.lookahead_learner import LookaheadLearner
 from gem_policy.training.preparation import Prepared, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
+from gem_policy.training.reward_scale import RewardScale
 from gem_policy.training.run_folder import held
 from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.state import (
@@ -232,6 +233,7 @@ def identity(dataset: Dataset, config: TrainConfig, net: NetworkConfig) -> dict[
         "dataset": dataset.id,
         "steps": len(dataset.transitions),
         "checksum": dataset.transitions.checksum,
+        "rewards": dataclasses.asdict(RewardScale.of(dataset, config)),
         "train": dataclasses.asdict(config),
         "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
     }

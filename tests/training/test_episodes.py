@@ -264,6 +264,16 @@ def test_an_episode_that_was_cut_short_is_neither_good_nor_bad(reward: float) ->
     assert short < 1 if reward > 0 else short > 1
 
 
+def test_one_episode_that_is_longer_makes_no_others_cut() -> None:
+    """Two time limits, and one episode that was let go on beyond: all of them came to their end."""
+    lengths = [5] * 6 + [8] * 6 + [9]
+    data = episodes([[0.0]] * 13, [[float(i % 5)] * n for i, n in enumerate(lengths)])
+    data = replace(data, terminated=data.truncated, truncated=data.terminated)
+    ended = replace(data, terminated=data.truncated, truncated=data.terminated)
+    found, _ = weights_of(data, data, 0.5)
+    assert torch.equal(found, weights_of(ended, ended, 0.5)[0]) and float(found.std()) > 0
+
+
 @pytest.mark.parametrize("scaling", [(-1.0, 0.0), (-0.5, 0.25), (2.0, -3.0)])
 def test_returns_are_those_of_the_rewards_that_are_trained_on(
     scaling: tuple[float, float],

@@ -14,7 +14,7 @@ from gem_policy import checkpoint
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.preparation import prepare
-from gem_policy.training.reward_scale import LARGEST, SMALLEST, RewardScale
+from gem_policy.training.reward_scale import LARGEST, PEAK, SMALLEST, RewardScale
 
 CPU = torch.device("cpu")
 
@@ -53,6 +53,30 @@ def test_the_unit_keeps_values_in_their_range(
         assert size / found.unit == pytest.approx(SMALLEST if size < 1 else LARGEST, rel=1e-4)
     rewards = data.transitions.rewards
     torch.testing.assert_close(found(rewards), (rewards * scale + shift) / found.unit)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"), [(1.0, 1.0), (0.25, 5 / 12), (1e-6, 100e-6 / PEAK), (1e4, 1.0)]
+)
+def test_rare_rewards_are_not_lifted_out_of_reach(
+    dataset: Dataset, reward: float, expected: float
+) -> None:
+    """One step of a hundred thousand is rewarded; a value holds a hundred of them at most."""
+    data = dataset.transitions
+    steps = 100_000
+    rewards = torch.zeros(steps)
+    rewards[77] = reward
+    rare = replace(
+        data,
+        observations=torch.zeros(steps + 2, data.observations.shape[-1]),
+        actions=torch.zeros(steps, data.actions.shape[-1]),
+        rewards=rewards,
+        terminated=torch.zeros(steps, dtype=torch.bool),
+        truncated=torch.zeros(steps, dtype=torch.bool),
+        episode=torch.arange(steps) // (steps // 2),
+    )
+    found = RewardScale.of(replace(dataset, transitions=rare), TrainConfig())
+    assert found.unit == pytest.approx(expected)
 
 
 def test_rewards_that_are_nothing_have_no_unit(dataset: Dataset) -> None:

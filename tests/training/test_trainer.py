@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -212,6 +213,36 @@ def test_two_runs_do_not_work_in_one_folder(dataset: Dataset, tmp_path: Path) ->
     with pytest.raises(Stop):
         run(dataset, tmp_path, progress=another)
     run(dataset, tmp_path)  # the first is not at work any more
+
+
+def test_a_file_system_without_locks_is_no_reason_not_to_train(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(code: int) -> Any:
+        def acquire(self: Any, *args: Any, **kwargs: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return acquire
+
+    monkeypatch.setattr("filelock.BaseFileLock.acquire", refuse(errno.ENOLCK))
+    run(dataset, tmp_path / "out")
+    assert (tmp_path / "out" / files.WEIGHTS_FILE).exists()
+    monkeypatch.setattr("filelock.BaseFileLock.acquire", refuse(errno.EROFS))
+    with pytest.raises(CheckpointError, match="out cannot be written to .Read-only file system"):
+        run(dataset, tmp_path / "out")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e6])
+def test_a_run_resumes_with_the_unit_that_it_began_with(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    data = dataset.transitions
+    paid = replace(dataset, transitions=replace(data, rewards=data.rewards * factor))
+    with pytest.raises(Stop):
+        run(paid, tmp_path, progress=stop_at(20))
+    monkeypatch.setattr("gem_policy.training.reward_scale.LARGEST", 1e-3)
+    with pytest.raises(TrainingError, match=r"rewards.unit: .* then, .* now"):
+        run(paid, tmp_path)
 
 
 @pytest.mark.parametrize(
