@@ -42,6 +42,11 @@ def require_count(name: str, value: object, low: int = 1, high: int | None = Non
     require(fine, name, value, expected)
 
 
+def require_flag(name: str, value: object) -> None:
+    """`require` for True or False."""
+    require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
+
+
 def from_mapping(kind: type[T], values: dict[str, Any], where: str) -> T:
     """Build a config dataclass from a JSON object; unknown or missing keys are named.
 
@@ -126,8 +131,7 @@ class NetworkConfig:
             for width in widths:
                 require_count(name, width, high=MAX_SIZE)
         for name in ("critic_layer_norm", "critic_lookahead"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
+            require_flag(name, getattr(self, name))
         require_count("critic_frequencies", self.critic_frequencies, 0, MAX_FREQUENCIES)
         require_number("min_std", self.min_std, "a number in [1e-6, 10]", 1e-6, 10)
         require_number("max_std", self.max_std, "a number in [1e-6, 100]", 1e-6, 100)
@@ -195,12 +199,7 @@ class SelectionConfig:
         require(
             self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
         )
-        require(
-            isinstance(self.all_modes, bool),
-            "all_modes",
-            self.all_modes,
-            "True or False (JSON: true or false)",
-        )
+        require_flag("all_modes", self.all_modes)
         if self.gain_kappa is not None:
             require_number(
                 "gain_kappa", self.gain_kappa, "a finite number >= 0, or None (null)", 0, math.inf

@@ -197,6 +197,7 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
     assert made.provenance["train"]["seed"] == 3
     # What was left to the trainer is told to W&B as well.
     assert {name: logged[name] for name in made.provenance["train"]} == made.provenance["train"]
+    assert logged["candidates"] == 9 and logged["kappa"] == 0.25
     assert logged["actor_hidden"] == (8,) and logged["behavior_hidden"] == (512, 512)
     assert made.provenance["dataset_steps"] == 32
     assert any((out / "tensorboard").iterdir())

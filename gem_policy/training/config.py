@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gem_policy.config import require, require_count, require_number
+from gem_policy.config import require, require_count, require_flag, require_number
 
 SOURCES = ("critics", "data")
 PRECISIONS = ("float32", "bfloat16")
@@ -147,8 +147,7 @@ class TrainConfig:
             )
         require_number("responsibility_floor", self.responsibility_floor, "in [0, 0.5]", 0, 0.5)
         for name in ("cautious", "return_normalization"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
+            require_flag(name, getattr(self, name))
         require_number("reward_scale", self.reward_scale, "a finite number", -1e9, 1e9)
         require(self.reward_scale != 0, "reward_scale", self.reward_scale, "other than 0")
         require_number("reward_shift", self.reward_shift, "a finite number", -1e9, 1e9)

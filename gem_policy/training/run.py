@@ -172,6 +172,8 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
         **settings.network,
         **dataclasses.asdict(SelectionConfig().replace(**settings.selection)),
     }
+    if "candidates" not in settings.selection:
+        del settled["candidates"]  # a clone has its own, and what is one shows at the end
     logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
 
     def write(now: Progress) -> None:

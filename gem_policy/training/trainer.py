@@ -233,7 +233,7 @@ def identity(dataset: Dataset, config: TrainConfig, net: NetworkConfig) -> dict[
         "dataset": dataset.id,
         "steps": len(dataset.transitions),
         "checksum": dataset.transitions.checksum,
-        "rewards": dataclasses.asdict(RewardScale.of(dataset, config)),
+        "reward_unit": RewardScale.of(dataset, config).unit,
         "train": dataclasses.asdict(config),
         "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
     }

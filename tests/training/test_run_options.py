@@ -151,6 +151,7 @@ def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     assert (made["project"], made["name"], made["dir"]) == ("gem", "one", str(out))
     assert made["config"]["batch_size"] == 16 and made["config"]["critics"] == 3
     assert made["config"]["kappa"] == SelectionConfig().kappa
+    assert "candidates" not in made["config"]
 
 
 def test_settled_settings_are_those_that_a_run_records(dataset: Dataset, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_run_resumes_with_the_unit_that_it_began_with(
     with pytest.raises(Stop):
         run(paid, tmp_path, progress=stop_at(20))
     monkeypatch.setattr("gem_policy.training.reward_scale.LARGEST", 1e-3)
-    with pytest.raises(TrainingError, match=r"rewards.unit: .* then, .* now"):
+    with pytest.raises(TrainingError, match=r"\(reward_unit: .* then, .* now\)"):
         run(paid, tmp_path)
 
 
