@@ -111,13 +111,16 @@ class LookaheadCritics(nn.Module):
     ) -> Float[Tensor, "members *batch candidates"]:
         """Advantage of every candidate by every member, in standard deviations."""
         change, reward, logit = self.predict(observations, actions)
-        units = self.units
-        after = observations.unsqueeze(-2) + change * units.change
-        value = self.values.of_own(after.flatten(1, -2)).reshape(reward.shape)
+        units, count = self.units, actions.shape[-2]
+        here = observations.unsqueeze(-2)
+        after = here + change * units.change
+        # The state itself is one row more: asked apart, it would cost all layers once again.
+        rows = torch.cat([after, here.expand(len(after), *here.shape)], -2)
+        values = self.values.of_own(rows.flatten(1, -2)).reshape(rows.shape[:-1])
+        after_value, before = values[..., :count], values[..., count:]
         reward = reward * units.reward_std + units.reward_mean
-        total = reward + units.discount * torch.sigmoid(logit) * value
-        before: Tensor = self.values(observations)
-        return (total - before.unsqueeze(-1)) / units.advantage
+        total = reward + units.discount * torch.sigmoid(logit) * after_value
+        return (total - before) / units.advantage
 
 
 Critics = CriticEnsemble | LookaheadCritics

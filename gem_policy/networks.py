@@ -197,7 +197,24 @@ def affine(
     """Every member's linear layer."""
     if torch.compiler.is_compiling():  # the sum is then part of what comes next, here of no product
         return torch.bmm(x, weight) + bias
+    if weight.shape[-1] == 1 and x.device.type == "cpu":
+        return _single(x, weight, bias)
     return torch.baddbmm(bias, x, weight)
+
+
+def _single(
+    x: Float[Tensor, "members rows inputs"],
+    weight: Float[Tensor, "members inputs 1"],
+    bias: Float[Tensor, "members 1 1"],
+) -> Float[Tensor, "members rows 1"]:
+    """`affine` with one output: a product with a single column is slow on the CPU.
+
+    Multiplied and summed it goes backward faster, but needs room as large as the inputs. Turned
+    round, so that the single column is a row, it needs none, and only its gradients are slow.
+    """
+    if x.requires_grad:
+        return (x * weight.mT).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, weight.mT, x.mT).mT
 
 
 def normalized(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:

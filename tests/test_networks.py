@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gem_policy import GEMPolicy
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import ConfigError
-from gem_policy.networks import build_action_values, build_values, normalized, waves
+from gem_policy.networks import affine, build_action_values, build_values, normalized, waves
 
 
 def small(frequencies: int, layer_norm: bool = True) -> NetworkConfig:
@@ -62,6 +62,31 @@ def test_a_pair_is_one_candidate(batch: tuple[int, ...], frequencies: int) -> No
     torch.testing.assert_close(
         found, critics.of_actions(observations, actions.unsqueeze(-2))[..., 0, :]
     )
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_linear_layers_are_each_members_product(outputs: int, learned: bool) -> None:
+    """One output has code of its own, with gradients and without."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 5, 7), (3, 7, outputs), (3, 1, outputs)]
+    tensors = [torch.randn(*shape, generator=generator).double() for shape in shapes]
+
+    def plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.stack([a @ b + c for a, b, c in zip(x, weight, bias, strict=True)])
+
+    results = []
+    for layer in (affine, plain):
+        own = [x.clone().requires_grad_(learned) for x in tensors]
+        out = layer(*own)
+        assert out.shape == (3, 5, outputs)
+        slopes = torch.autograd.grad(out.exp().sum(), own) if learned else ()
+        results.append((out, *slopes))
+    torch.testing.assert_close(*results)
+    # Several seeds are trained under vmap.
+    seeds = [torch.stack([x, -x]) for x in tensors]
+    both = torch.vmap(affine)(*seeds)
+    torch.testing.assert_close(both, torch.stack([plain(*(x[i] for x in seeds)) for i in (0, 1)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
