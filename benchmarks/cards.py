@@ -19,7 +19,7 @@ from blocks import README, RESULTS, ROOT, fill, markdown
 
 from gem_policy import checkpoint as files
 
-RECIPE = "benchmarks/recipes/pointmaze.json"
+RECIPE = "pointmaze"  # of `gem_policy.pretrained`
 NAME = "results: benchmarks/cards.py"
 SHORT: dict[str, tuple[str, int, float]] = {
     "success, %": ("success", 0, 100),
@@ -116,7 +116,7 @@ def settings(values: dict[str, Any]) -> str:
 
 def changed(selection: dict[str, Any]) -> str:
     """The arguments that make the recipe's selection settings these."""
-    recipe = json.loads((ROOT / RECIPE).read_text())
+    recipe = json.loads((ROOT / "pretrained" / f"{RECIPE}.json").read_text())
     differ = {k: v for k, v in sorted(selection.items()) if k in recipe and recipe[k] != v}
     return "".join(f" --set {k}={json.dumps(v)}" for k, v in differ.items())
 
@@ -170,8 +170,9 @@ steps are better, and more return.
 For this maze, this ball and this goal region; the policy has seen no other map. What it does with
 observations unlike the data is not known: `policy.explain(obs)` shows how well the data support an
 action. {disagreement(p["dataset_id"])}
-It is lambda that holds choices to the data. On Medium and Large a few starts end
-in traps with a smaller lambda or another `proposal_scale` (`benchmarks/TRIED.md`).
+It is lambda that holds choices to the data: in trainings of before, and with another
+`proposal_scale`, a few starts on Medium and Large ended in traps where it was small
+(`benchmarks/TRIED.md`).
 At and around the goal the policy follows values that no data show. License: MIT.
 """
 

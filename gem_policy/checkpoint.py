@@ -9,11 +9,13 @@ equal files. No pickle is read or written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +28,15 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from gem_policy import spaces as space_json
-from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_number
+from gem_policy.config import (
+    NetworkConfig,
+    SelectionConfig,
+    from_mapping,
+    plain,
+    require_number,
+)
 from gem_policy.critics import build_critics
-from gem_policy.errors import CheckpointError, GEMError
+from gem_policy.errors import CheckpointError, GEMError, GEMWarning
 from gem_policy.networks import build_actor, build_behavior
 
 FORMAT_VERSION = 5
@@ -36,6 +44,15 @@ METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CALIBRATION_POINTS = 1001
+DOCUMENT_KEYS = {
+    "format_version",
+    "network",
+    "selection",
+    "observation_space",
+    "action_space",
+    "gain_unit",
+    "provenance",
+}
 POSITIVE = ("observation.std", "critic.units.advantage")  # what is divided by
 
 
@@ -91,6 +108,7 @@ class PolicyConfig:
     gain_unit: float = 0.0
 
     def __post_init__(self) -> None:
+        plain(self)
         require_number("gain_unit", self.gain_unit, "a finite number >= 0", 0, math.inf)
 
 
@@ -111,13 +129,20 @@ class Checkpoint:
 
 
 def expected_shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint with this config must hold."""
-    with torch.device("meta"):
-        modules = {
-            "actor": build_actor(config.network),
-            "behavior": build_behavior(config.network),
-            "critic": build_critics(config.network),
-        }
+    """Name and shape of every tensor that a checkpoint with this config must hold.
+
+    Raises:
+        CheckpointError: One of them would be larger than any tensor can be.
+    """
+    try:
+        with torch.device("meta"):
+            modules = {
+                "actor": build_actor(config.network),
+                "behavior": build_behavior(config.network),
+                "critic": build_critics(config.network),
+            }
+    except RuntimeError as error:
+        raise CheckpointError(f"No machine holds networks of these sizes: {error}.") from error
     shapes = {
         f"{name}.{key}": tuple(value.shape)
         for name, module in modules.items()
@@ -179,6 +204,13 @@ def from_document(document: Any, source: str) -> tuple[PolicyConfig, dict[str, A
         )
     if not isinstance(provenance, dict):
         raise CheckpointError(f"{source} has a provenance that is no JSON object.")
+    unknown = sorted(set(document) - DOCUMENT_KEYS)
+    if unknown:
+        warnings.warn(
+            f"{source} says {unknown} of which this gem-policy knows nothing; it goes on without.",
+            GEMWarning,
+            stacklevel=2,
+        )
     return config, provenance
 
 
@@ -219,10 +251,15 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: The tensors do not fit the config, the provenance is no JSON, or the file
             cannot be written.
     """
+    write_atomically(path, _to_bytes(checkpoint))
+
+
+def _to_bytes(checkpoint: Checkpoint) -> bytes:
+    """The content of the file."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     check_tensors(checkpoint.config, tensors, "The policy to save")
-    text = _to_text(checkpoint)
-    write_atomically(path, serialize(tensors, metadata={METADATA_KEY: text}))
+    content: bytes = serialize(tensors, metadata={METADATA_KEY: _to_text(checkpoint)})
+    return content
 
 
 def _to_text(checkpoint: Checkpoint, indent: int | None = None) -> str:
@@ -242,12 +279,30 @@ def _to_text(checkpoint: Checkpoint, indent: int | None = None) -> str:
 
 
 def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the Hugging Face layout: ``model.safetensors`` and its description, ``config.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save(checkpoint, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)  # an old one would contradict the new weights
-    text = _to_text(checkpoint, indent=1)
-    write_atomically(folder / CONFIG_FILE, text.encode())
+    """Write the Hugging Face layout: ``model.safetensors`` and its description, ``config.json``.
+
+    Whoever reads meanwhile, or after an interruption, finds the old or the new policy.
+
+    Raises:
+        CheckpointError: As by `save`.
+    """
+    content, text = _to_bytes(checkpoint), _to_text(checkpoint, indent=1)
+    config = folder / CONFIG_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = config.read_bytes() if config.exists() else None
+        # Before the weights change: an old description beside new ones is refused, none is not.
+        config.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Could not write {folder}: {error}. Nothing was changed.") from error
+    try:
+        write_atomically(folder / WEIGHTS_FILE, content)
+    except CheckpointError:
+        if before is not None:
+            with contextlib.suppress(CheckpointError):
+                write_atomically(config, before)
+        raise
+    write_atomically(config, text.encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -280,6 +335,17 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: Not there, damaged, of a newer format, or not exactly what its settings
             call for; every missing, extra, mis-shaped and non-finite tensor is listed.
     """
+    try:
+        return _load(path)
+    except _Disagreement:  # or it was saved between one read and the other
+        return _load(path)
+
+
+class _Disagreement(CheckpointError):
+    """A file and the description beside it say different things."""
+
+
+def _load(path: Path) -> Checkpoint:
     file, sidecar = path, None
     if path.is_dir():
         file, config = path / WEIGHTS_FILE, path / CONFIG_FILE
@@ -323,10 +389,10 @@ def _document(metadata: Mapping[str, str] | None, sidecar: Any, file: Path) -> A
         return sidecar
     try:
         document = json.loads(inner)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # integers too long to read among them
         raise CheckpointError(f"The description inside {file} is no JSON: {error}.") from error
     if sidecar is not None and sidecar != document:
-        raise CheckpointError(
+        raise _Disagreement(
             f"{file} and the {CONFIG_FILE} beside it disagree. Delete {CONFIG_FILE} to use what "
             "the file says; settings are changed by arguments of `load`, not by editing it."
         )
@@ -336,5 +402,5 @@ def _document(metadata: Mapping[str, str] | None, sidecar: Any, file: Path) -> A
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}.") from error

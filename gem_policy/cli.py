@@ -85,8 +85,9 @@ def info(name: str, as_json: Json = False) -> None:
         for key, value in part.items():
             if key == "evaluation":
                 continue
-            if key.endswith("_spec") and value:
-                value = {"id": value["id"], **value["kwargs"], "steps": value["max_episode_steps"]}
+            if key.endswith("_spec") and isinstance(value, dict):
+                steps = {"steps": value.get("max_episode_steps")}
+                value = {"id": value.get("id"), "arguments": value.get("kwargs"), **steps}
             table.add_row(key, value if isinstance(value, str) else json.dumps(value))
     Console().print(table)
     for row in provenance.get("evaluation", {}).get("rows", []):
@@ -152,7 +153,7 @@ def evaluate(
     compare: Annotated[
         list[str] | None, typer.Option(help="LABEL=SOURCE of another policy to play as well.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Environment i starts from seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the first start; each episode has its own.")] = 0,
     envs: Annotated[int, typer.Option(help="Environments side by side.")] = 50,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write every episode and setting here.")
@@ -165,12 +166,27 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
+    from gem_policy.config import require_count
     from gem_policy.cuda_graph import is_current_cuda
     from gem_policy.environments import env_maker
     from gem_policy.evaluate import ReportRow, rollout
     from gem_policy.policy import GEMPolicy
-    from gem_policy.report import players, read_document, report_document, write_document
+    from gem_policy.report import (
+        check_appended,
+        players,
+        read_document,
+        report_document,
+        require_writable,
+        write_document,
+    )
 
+    require_count("episodes", episodes)
+    require_count("envs", envs)
+    require_count("seed", seed, 0)
+    if append and json_file is None:
+        raise ConfigError("--append needs --json FILE, the report to add to.")
+    if json_file is not None:
+        require_writable(json_file)
     policy = GEMPolicy.load(name, device=device)
     others = {k: GEMPolicy.load(v, device=device) for k, v in map(_pair, compare or [])}
     for acting in (policy, *others.values()):
@@ -193,6 +209,9 @@ def evaluate(
         baselines=baselines,
         compare=others,
     )
+    played: dict[str, Any] = {"episodes": episodes, "seed": seed, "envs": envs, "batched": batched}
+    if before is not None and json_file is not None:
+        check_appended(report_document(policy, [], **played), before, json_file)
     _print_header(policy, name, episodes, seed)
     with _progress() as bar:
         task = bar.add_task("evaluating", total=len(plan) * episodes)
@@ -211,10 +230,10 @@ def evaluate(
             rows.append(ReportRow(player.label, player.settings, records))
             bar.console.print(f"{player.label:28} {_row_text(rows[-1].summary())}")
             if json_file is not None:  # after every row: a long evaluation may be stopped
-                document = report_document(
-                    policy, rows, episodes=episodes, seed=seed, envs=envs, batched=batched
-                )
-                write_document(document, json_file, before)
+                document = report_document(policy, rows, **played)
+                if before is not None:
+                    document["rows"] = [*before["rows"], *document["rows"]]
+                write_document(document, json_file)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -273,7 +292,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE of a training, network or selection setting."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON file of such settings.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file of such settings, or a recipe that ships.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the run.  [default: that of --config, else 0]")
     ] = None,
@@ -367,11 +388,14 @@ def estimate(
 ) -> None:
     """Estimate a policy's discounted return from data alone, by fitted Q evaluation."""
     from gem_policy.policy import GEMPolicy
+    from gem_policy.report import require_writable, write_document
     from gem_policy.training.dataset import load
     from gem_policy.training.fitted_q import estimate as fit
     from gem_policy.training.fitted_q import grid
     from gem_policy.training.fitted_q_learner import FittedQConfig
 
+    if json_file is not None:
+        require_writable(json_file)
     policy = GEMPolicy.load(name, device=device)
     selections = grid(
         policy.selection,
@@ -401,8 +425,7 @@ def estimate(
     if json_file is not None:
         rows = [one.to_dict() for one in found]
         document = {"policy": name, "dataset_id": data.id, "settings": vars(config), "rows": rows}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(document, indent=1) + "\n")
+        write_document(document, json_file)
 
 
 @app.command()

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gem_policy.errors import ConfigError
 
 T = TypeVar("T")
@@ -18,6 +20,18 @@ BOUNDS = ("lower", "paired")
 MAX_SIZE = 2**20
 MAX_LAYERS = 64
 MAX_FREQUENCIES = 16  # beyond, single precision has nothing left to tell
+MAX_CANDIDATES = 2**24  # beyond, no machine has the memory for one decision
+
+
+def plain(config: Any) -> None:
+    """Turn numbers of numpy's into Python's own, in place: what JSON can hold, and a cache tell."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, tuple):
+            own = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
+        else:
+            own = value.item() if isinstance(value, np.generic) else value
+        object.__setattr__(config, field.name, own)
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -28,7 +42,8 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 
 def require_number(name: str, value: object, expected: str, low: float, high: float) -> None:
     """`require` for a finite number within [low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds = (int, float, np.integer, np.floating)
+    number = isinstance(value, kinds) and not isinstance(value, bool)
     # Compared, not converted: JSON has integers that are too large for a float.
     finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     require(finite and low <= value <= high, name, value, expected)  # type: ignore[operator]
@@ -37,7 +52,7 @@ def require_number(name: str, value: object, expected: str, low: float, high: fl
 def require_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
     """`require` for an integer of at least ``low``, and at most ``high`` if that is given."""
     expected = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     fine = whole and value >= low and (high is None or value <= high)  # type: ignore[operator]
     require(fine, name, value, expected)
 
@@ -45,6 +60,11 @@ def require_count(name: str, value: object, low: int = 1, high: int | None = Non
 def require_flag(name: str, value: object) -> None:
     """`require` for True or False."""
     require(isinstance(value, bool), name, value, "True or False (JSON: true or false)")
+
+
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """`require` for one of a few words."""
+    require(isinstance(value, str) and value in choices, name, value, f"in {choices}")
 
 
 def from_mapping(kind: type[T], values: dict[str, Any], where: str) -> T:
@@ -115,6 +135,7 @@ class NetworkConfig:
     max_std: float = 1.0
 
     def __post_init__(self) -> None:
+        plain(self)
         for name in (
             "observation_size",
             "action_size",
@@ -191,14 +212,13 @@ class SelectionConfig:
     least_gain: float = 0.06
 
     def __post_init__(self) -> None:
-        require_count("candidates", self.candidates)
+        plain(self)
+        require_count("candidates", self.candidates, high=MAX_CANDIDATES)
         require_number("kappa", self.kappa, "a finite number >= 0", 0, math.inf)
         require_number("support_weight", self.support_weight, "a finite number >= 0", 0, math.inf)
         require_number("temperature", self.temperature, "a finite number >= 0", 0, math.inf)
         require_number("proposal_scale", self.proposal_scale, "a finite number >= 0", 0, math.inf)
-        require(
-            self.value_scale in VALUE_SCALES, "value_scale", self.value_scale, f"in {VALUE_SCALES}"
-        )
+        require_choice("value_scale", self.value_scale, VALUE_SCALES)
         require_flag("all_modes", self.all_modes)
         if self.gain_kappa is not None:
             require_number(
@@ -207,7 +227,7 @@ class SelectionConfig:
         require_number("least_gain", self.least_gain, "a finite number >= 0", 0, math.inf)
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
-        require(self.bound in BOUNDS, "bound", self.bound, f"in {BOUNDS}")
+        require_choice("bound", self.bound, BOUNDS)
 
     def replace(self, **changes: Any) -> SelectionConfig:
         """The same settings with some changed; an unknown name raises `ConfigError`."""

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from gem_policy.errors import DependencyError, SpaceError
+from gem_policy.env_specs import make_spec, read_spec
+from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import describe_difference
-
-# Packages that must be imported before gym.make knows their environments, by module of the entry.
-_REGISTRARS = ("gymnasium_robotics",)
 
 
 def evaluation_spec(provenance: Mapping[str, Any]) -> EnvSpec:
     """The evaluation environment that a checkpoint names.
 
     Raises:
-        SpaceError: It names none.
+        SpaceError: It names none, or not in a way that can be read.
     """
     document = provenance.get("eval_env_spec") or provenance.get("env_spec")
     if not document:
@@ -30,7 +26,7 @@ def evaluation_spec(provenance: Mapping[str, Any]) -> EnvSpec:
             "The checkpoint names no environment: its dataset did not. Build the environment "
             "yourself and use Stable-Baselines3's evaluate_policy."
         )
-    return EnvSpec.from_json(document if isinstance(document, str) else json.dumps(document))
+    return read_spec(document)
 
 
 def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -41,8 +37,10 @@ def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
         **kwargs: Passed on to `gymnasium.make`, for example ``render_mode="human"``.
 
     Raises:
-        DependencyError: The environment's package is not installed; names the extra.
-        SpaceError: The checkpoint names no environment, or its spaces are not the policy's.
+        DependencyError: The environment's package is not installed; names the extra. Or nothing
+            registered it: what a checkpoint calls its code is never imported, see `make_spec`.
+        SpaceError: The checkpoint names no environment, it cannot be made as described, or its
+            spaces are not the policy's.
     """
     spec = evaluation_spec(policy.provenance)
     env = make_spec(spec, **kwargs)
@@ -57,25 +55,6 @@ def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
             + f". Versions then: {policy.provenance.get('versions')}."
         )
     return env
-
-
-def make_spec(spec: EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
-    """`gymnasium.make` of a spec, importing the package that registers it first.
-
-    Raises:
-        DependencyError: A package is missing.
-    """
-    entry = spec.entry_point if isinstance(spec.entry_point, str) else ""
-    try:
-        for name in _REGISTRARS:
-            if entry.startswith(name):
-                importlib.import_module(name)
-        return gym.make(spec, **kwargs)
-    except (ImportError, gym.error.DependencyNotInstalled, gym.error.NameNotFound) as error:
-        raise DependencyError(
-            f"{spec.id} cannot be made: {error}. Install its packages: "
-            "pip install 'gem-policy[envs]'"
-        ) from error
 
 
 def env_maker(policy: GEMPolicy) -> Callable[[], gym.Env[Any, Any]]:

@@ -1,8 +1,8 @@
 """Scoring a policy in its environment, by Stable-Baselines3's own ``evaluate_policy``.
 
-Every row of a report is played on the same starts: environment i is seeded with seed + i and plays
-the same number of episodes whatever acts in it. Episodes are told in the order of their starts, not
-in that in which they ended, so that two rows can be compared start by start.
+Every row of a report is played on the same starts: each episode is seeded by itself, and every
+environment plays the same number of them whatever acts in it. Episodes are told in the order of
+their starts, not in that in which they ended, so that two rows can be compared start by start.
 """
 
 from __future__ import annotations
@@ -115,6 +115,26 @@ class ReportRow:
         return out
 
 
+class _OwnStarts(gym.Wrapper[Any, Any, Any, Any]):
+    """Seeds every episode, ``envs`` after the one before: its start depends on no other episode.
+
+    Left to the environment's own random numbers it would, where steps draw some of them, too.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], envs: int) -> None:
+        super().__init__(env)
+        self._envs = envs
+        self._next: int | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset with the next seed, which a seed given starts anew."""
+        used = self._next if seed is None else seed
+        self._next = None if used is None else used + self._envs
+        return self.env.reset(seed=used, options=options)
+
+
 class _Watcher:
     """`evaluate_policy`'s callback: notes the first success of every episode, and which it was."""
 
@@ -165,17 +185,19 @@ def rollout(
         make: Makes one environment.
         episodes: Episodes to play.
         envs: Environments side by side.
-        seed: Environment i starts from seed + i.
+        seed: The k-th episode of environment i starts from seed + i + k * envs.
         deterministic: Passed to ``predict``.
         batched: Decide for all environments at once, see `Predictor.row_by_row`.
         progress: Called after every finished episode.
 
     Raises:
         DependencyError: Stable-Baselines3 is not installed.
-        ConfigError: A count is below 1.
+        ConfigError: A count is below 1, or the seed below 0.
     """
     require_count("episodes", episodes)
     require_count("envs", envs)
+    require_count("seed", seed, 0)
+    envs, seed = int(min(envs, episodes)), int(seed)
     try:
         from stable_baselines3.common.evaluation import evaluate_policy
         from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -183,7 +205,7 @@ def rollout(
         raise DependencyError(
             "Evaluation needs Stable-Baselines3: pip install 'gem-policy[sb3]'"
         ) from error
-    venv = VecMonitor(DummyVecEnv([make] * min(envs, episodes)))
+    venv = VecMonitor(DummyVecEnv([lambda: _OwnStarts(make(), envs)] * envs))
     try:
         venv.seed(seed)
         watcher = _Watcher(venv.num_envs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,5 +39,7 @@ class MixturePredictor(Predictor):
         if generator is None:
             action = mixture.mode()
         else:
+            # Nothing can be drawn by weights that overflowed; the means are NaN there, too.
+            mixture = replace(mixture, logits=mixture.logits.nan_to_num())
             action = mixture.sample(1, generator).squeeze(-2)
         return self._policy.scaler.invert(action.clamp(-1, 1))

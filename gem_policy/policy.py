@@ -8,6 +8,7 @@ model, take the best.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +24,16 @@ from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
 from gem_policy.compiled import Compiled
-from gem_policy.config import SelectionConfig, require_count
+from gem_policy.config import MAX_CANDIDATES, SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
 from gem_policy.cuda_graph import RecordedAct, is_current_cuda
-from gem_policy.errors import CheckpointError, ConfigError, SpaceError
+from gem_policy.errors import CheckpointError, ConfigError, GEMWarning, SpaceError
 from gem_policy.explanation import Explanation
 from gem_policy.hub import download
 from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import build_actor, build_behavior
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
-from gem_policy.predictor import Predictor
+from gem_policy.predictor import Predictor, full_precision, refuse_overflow
 from gem_policy.scoring import rule_of
 from gem_policy.selection import Decision, select, usable_scores
 
@@ -48,7 +49,8 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.Generator(device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # torch's goes on for a screen
         raise ConfigError(
             f"Device {str(device)!r} cannot be used here ({reason}). Use device='auto' or 'cpu'; "
@@ -63,12 +65,25 @@ def resolve(source: str | Path) -> Path:
     Raises:
         CheckpointError: It is none of them; the message has the closest name.
     """
+    if not isinstance(source, str | Path):
+        raise CheckpointError(
+            f"A policy is loaded by a name or a path, got {type(source).__name__}. "
+            "`gem-policy list` shows the names."
+        )
     text = str(source)
     if text.startswith("hf://"):
         return download(text)
     if text in pretrained.names():
-        return pretrained.path(text)
-    if Path(source).exists():
+        shipped = pretrained.path(text)
+        if _exists(Path(text)) and not shipped.samefile(text):
+            warnings.warn(
+                f"{text!r} is the shipped policy. For the file or folder of that name write "
+                f"'./{text}'.",
+                GEMWarning,
+                stacklevel=3,
+            )
+        return shipped
+    if _exists(Path(source)):
         return Path(source)
     if text.endswith(".safetensors") or "/" in text or "\\" in text:
         raise CheckpointError(f"There is no file or folder {text!r}.")
@@ -79,6 +94,14 @@ def resolve(source: str | Path) -> Path:
         f"There is no shipped policy {text!r}, and no such file or folder. {hint}"
         f"Shipped are {list(names)}; a hub repository is written hf://org/repo."
     )
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; nothing is where no path can lead."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a null byte
+        return False
 
 
 class GEMPolicy(Predictor):
@@ -112,7 +135,9 @@ class GEMPolicy(Predictor):
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
         # Copied, because tensors of a file may lie at addresses for which kernels round otherwise.
-        self._tensors = {k: v.to(device, copy=True) for k, v in checkpoint.tensors.items()}
+        # Fit for gradients (of `mixture`), wherever the policy is loaded.
+        with torch.inference_mode(False):
+            self._tensors = {k: v.to(device, copy=True) for k, v in checkpoint.tensors.items()}
         with torch.device("meta"):
             self.actor = build_actor(config.network)
             self.behavior = build_behavior(config.network)
@@ -317,15 +342,18 @@ class GEMPolicy(Predictor):
 
         Returns:
             The decision with everything it was made from. Rows of a batch agree with single
-            calls up to float rounding; `predict` makes that exact on the CPU.
+            calls up to float rounding; `predict` makes that exact on the CPU. Of observations
+            that are not finite, or overflow the networks, it is NaN, and not ``supported``.
 
         Raises:
-            SpaceError: The last axis is not the observation's length.
+            SpaceError: No tensor, or the last axis is not the observation's length.
             ConfigError: `count` is below 1; or the policy is `compiled`, and torch cannot.
         """
-        if generator is None and count is None and self._compiled is not None:
-            return self._compiled(observations)
-        return self._decide(observations, generator, count)
+        self._check_rows(observations, "decide")
+        with full_precision(self.device):
+            if generator is None and count is None and self._compiled is not None:
+                return self._compiled(observations)
+            return self._decide(observations, generator, count)
 
     def _decide(
         self,
@@ -334,10 +362,10 @@ class GEMPolicy(Predictor):
         count: int | None,
     ) -> Decision:
         """`decide` for callers that are in inference mode, or must not be."""
-        normalized = self._normalize(observations, "decide")
+        normalized = self._normalize(observations)
         if count is None:
             count = self._selection.candidates
-        require_count("count", count)
+        require_count("count", count, high=MAX_CANDIDATES)
         candidates = self.candidates(normalized, count, generator)
         rule = self._rule if generator is None else self._rule_of_draws
         scores = usable_scores(candidates, rule(candidates))
@@ -365,9 +393,11 @@ class GEMPolicy(Predictor):
             NaN, and component -1, wherever an observation or action is not finite.
 
         Raises:
-            SpaceError: The last axes are not those of the observation and of the action.
+            SpaceError: No tensors, or their last axes are not those of observation and action.
         """
-        normalized = self._normalize(observations, "assess")
+        self._check_rows(observations, "assess")
+        if not isinstance(actions, Tensor):
+            raise SpaceError(f"`assess` takes a tensor of actions, got {type(actions).__name__}.")
         size, batch = self.config.network.action_size, tuple(observations.shape[:-1])
         if actions.ndim != len(batch) + 2 or (*actions.shape[:-2], actions.shape[-1]) != (
             *batch,
@@ -378,21 +408,26 @@ class GEMPolicy(Predictor):
                 f"`assess` takes actions of shape ({expected}), got {tuple(actions.shape)}."
             )
         given = self.scaler.apply(actions.to(self.device, torch.float32))
-        shares = self.actor(normalized).responsibilities(given)
-        candidates = self.evaluate(normalized, given, shares.argmax(-1))
+        with full_precision(self.device):
+            normalized = self._normalize(observations)
+            shares = self.actor(normalized).responsibilities(given)
+            candidates = self.evaluate(normalized, given, shares.argmax(-1))
         percentile = self.support_percentile(candidates.log_behavior)
         return Assessment.of(candidates, percentile, self._selection.kappa)
 
-    def _normalize(
-        self, observations: Float[Tensor, "*batch obs"], caller: str
-    ) -> Float[Tensor, "*batch obs"]:
-        """Rows as the networks see them, after a look at their length."""
+    def _check_rows(self, observations: object, caller: str) -> None:
+        """Raise a `SpaceError` unless it is a tensor of flattened observations."""
         size = self.config.network.observation_size
-        if observations.shape[-1:] != (size,):
+        if not isinstance(observations, Tensor) or observations.shape[-1:] != (size,):
+            got = getattr(observations, "shape", "no shape")
             raise SpaceError(
-                f"`{caller}` takes flattened observations of shape (*batch, {size}), got "
-                f"{tuple(observations.shape)}. `predict` takes environment observations."
+                f"`{caller}` takes a tensor of flattened observations, of shape (*batch, {size}), "
+                f"got a {type(observations).__name__} of {got}. `predict` takes what environments "
+                "return."
             )
+
+    def _normalize(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
+        """Rows as the networks see them."""
         return self.normalizer.apply(observations.to(self.device, torch.float32))
 
     def act(
@@ -408,13 +443,15 @@ class GEMPolicy(Predictor):
         """Every candidate for one observation, best first: where it came from and why it ranks so.
 
         Raises:
-            SpaceError: A batch was given, or the observation is not one of the space.
+            SpaceError: A batch was given, or the observation is not one of the space, or
+                overflows the networks.
         """
         array, batched = self._reader.read(observation)
         if batched and array.shape[0] != 1:
             raise SpaceError(f"`explain` takes one observation, got a batch of {array.shape[0]}.")
         observation = torch.from_numpy(array[0]).to(self.device)
         decision = self.decide(observation, count=self._selection.candidates)
+        refuse_overflow(array, decision.action.cpu().numpy()[None])
         actions = self.scaler.invert(decision.candidates.actions)
         percentile = self.support_percentile(decision.candidates.log_behavior)
         unit = self.config.gain_unit

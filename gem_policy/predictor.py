@@ -7,6 +7,7 @@ this class and so can stand in SB3 evaluation code.
 from __future__ import annotations
 
 import abc
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,30 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gem_policy.config import require_count
+from gem_policy.errors import SpaceError
 from gem_policy.spaces import ObservationReader
 
 State = tuple[NDArray[Any], ...] | None
+MAX_SEED = 2**64 - 1  # torch's
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave a caller's `torch.autocast`: rounded products would make another candidate the best."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def refuse_overflow(observations: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
+    """Raise a `SpaceError` where networks made no action of an observation that is finite."""
+    if not np.isfinite(actions).all():
+        rows = np.nonzero(~np.isfinite(actions).all(-1))[0].tolist()
+        raise SpaceError(
+            f"The observations in rows {rows[:10]} overflow the networks: their largest number is "
+            f"{np.abs(observations[rows]).max():g}. A policy cannot act on them; look at what the "
+            "environment or sensor returned."
+        )
 
 
 class Predictor(abc.ABC):
@@ -81,11 +103,13 @@ class Predictor(abc.ABC):
             action space's dtype, inside its bounds; and ``state``.
 
         Raises:
-            SpaceError: The observation is not one of the observation space, or not finite.
+            SpaceError: The observation is not one of the observation space, not finite, or so
+                large that the networks overflow.
         """
         array, batched = self._reader.read(observation)
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(self.device):
             out = self._answer(torch.from_numpy(array), deterministic).numpy()
+        refuse_overflow(array, out)
         if self.action_space.dtype != out.dtype:
             # Bounds that float32 rounds outwards: the action must be inside those of the space.
             box = self.action_space
@@ -121,11 +145,16 @@ class Predictor(abc.ABC):
         return self.predict(observation, state, episode_start, deterministic)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the generator behind ``deterministic=False``; None seeds from the system."""
+        """Seed the generator behind ``deterministic=False``; None seeds from the system.
+
+        Raises:
+            ConfigError: It is no integer from 0 to 2**64 - 1.
+        """
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            require_count("seed", seed, 0, MAX_SEED)
+            self._generator.manual_seed(int(seed))
 
     def get_vec_normalize_env(self) -> None:
         """SB3's callbacks ask for it. None: normalization is inside the policy."""

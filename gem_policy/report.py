@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gem_policy.checkpoint import write_atomically
 from gem_policy.errors import ConfigError
 from gem_policy.evaluate import CONFIDENCE, RESAMPLES, ReportRow, machine
 from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor
+
+# How the episodes of a report start; reports of before have nothing there, and other starts.
+STARTS = "the k-th episode of environment i from seed + i + k * envs"
+# What rows of one report share; a report of before may know less of the policy.
+PLAYED = ("dataset_id", "environment", "episodes", "seed", "envs", "starts", "batched")
+POLICY = ("train", "network", "gain_unit")
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ def report_document(
         "episodes": episodes,
         "seed": seed,
         "envs": envs,
+        "starts": STARTS,
         "batched": batched,
         "cuda_graph": policy.cuda_graph,
         "interval": {"method": "percentile bootstrap", "level": CONFIDENCE, "resamples": RESAMPLES},
@@ -148,19 +157,50 @@ def read_document(path: Path) -> dict[str, Any] | None:
     return document
 
 
-def write_document(document: dict[str, Any], path: Path, before: Mapping[str, Any] | None) -> None:
-    """Write a report, after the rows of an earlier one of the same evaluation.
+def check_appended(document: Mapping[str, Any], before: Mapping[str, Any], path: Path) -> None:
+    """Raise a `ConfigError` unless rows of a report belong with those of an earlier one."""
+    told = json.loads(json.dumps(document))
+    other = [key for key in PLAYED if before.get(key, False) != told[key]]
+    other += [key for key in POLICY if key in before and before[key] != told[key]]
+    if other:
+        raise ConfigError(
+            f"{path} has rows with other {other}: give another file. Another policy joins the rows "
+            "by --compare LABEL=SOURCE."
+        )
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of a file to be written, before the work that would be lost.
 
     Raises:
-        ConfigError: The earlier report was played otherwise.
+        ConfigError: Nothing can be written there.
     """
-    if before is not None:
-        keys = ("dataset_id", "environment", "episodes", "seed", "envs", "batched")
-        other = [key for key in keys if before.get(key, False) != document[key]]
-        if other:
-            raise ConfigError(
-                f"{path} has rows that were played with other {other}: give another file."
-            )
-        document = {**document, "rows": [*before["rows"], *document["rows"]]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if not _is_stream(path):
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error}. Give a file in a folder of yours.") from (
+            error
+        )
+
+
+def write_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write a document as JSON: in whole, or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    text = json.dumps(document, indent=1) + "\n"
+    if _is_stream(path):
+        path.write_text(text)
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a terminal, a pipe, or whatever else must not be replaced."""
+    return path.exists() and not path.is_file()

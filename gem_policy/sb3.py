@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gem_policy.config import require_count
 from gem_policy.errors import CheckpointError, DependencyError, SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor, State
 from gem_policy.spaces import describe_difference
 
 try:
-    from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.policies import BasePolicy
     from stable_baselines3.common.vec_env import (
@@ -155,6 +157,10 @@ class SB3Model:
         """Log there, such as to what ``stable_baselines3.common.logger.configure`` gives."""
         self.logger = logger
 
+    def dump_logs(self) -> None:
+        """Write what was logged; callbacks call it."""
+        self.logger.dump(self.num_timesteps)
+
     def predict(
         self,
         observation: Any,
@@ -172,20 +178,31 @@ class SB3Model:
     def play(
         self,
         steps: int,
-        callback: BaseCallback | list[BaseCallback],
+        callback: BaseCallback | list[BaseCallback] | Callable[..., bool] | None = None,
         deterministic: bool = True,
     ) -> None:
         """Act for that many steps, or until a callback says stop; nothing is learned.
 
         Args:
             steps: Steps in all, over all sub-environments.
-            callback: SB3 callbacks, called after every step of the vector environment.
+            callback: SB3 callbacks, called after every step of the vector environment; a function
+                of locals and globals is called likewise.
             deterministic: Passed to ``predict``.
+
+        Raises:
+            ConfigError: The number of steps is none.
         """
-        called = CallbackList(callback) if isinstance(callback, list) else callback
+        require_count("steps", steps)
+        if callback is None or isinstance(callback, list):
+            called: BaseCallback = CallbackList(callback or [])
+        elif isinstance(callback, BaseCallback):
+            called = callback
+        else:
+            called = ConvertCallback(callback)
         called.init_callback(self)  # type: ignore[arg-type]  # all that callbacks use is here
         self.num_timesteps = 0
-        called.on_training_start(locals(), globals())
+        # By the name that `learn` has for it: progress bars ask.
+        called.on_training_start({**locals(), "total_timesteps": steps}, globals())
         called.on_rollout_start()
         observations = self.env.reset()
         while self.num_timesteps < steps:

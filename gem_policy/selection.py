@@ -16,7 +16,8 @@ class Decision:
     """What was chosen, and from what.
 
     Attributes:
-        action: The chosen action in environment units, inside the action space.
+        action: The chosen action in environment units, inside the action space; NaN where not
+            even the mode is a number.
         index: Its place among the candidates.
         scores: Score of every candidate; -inf marks candidates that must not be chosen.
         supported: False where no candidate had a finite score and the fall-back, candidate 0

@@ -19,7 +19,7 @@ from gem_policy.errors import SpaceError
 
 Array = NDArray[Any]
 
-MAX_SIZE = 2**24  # numbers in a space; a hostile description is refused before it costs memory
+MAX_SIZE = 2**20  # numbers in a space; a hostile description is refused before it costs memory
 
 
 def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -66,17 +66,35 @@ def from_json(document: Mapping[str, Any]) -> spaces.Space[Any]:
     """The space that `to_json` described.
 
     Raises:
-        SpaceError: The document describes no Box or Dict.
+        SpaceError: The document describes no Box or Dict, or one of more than 2**20 numbers.
     """
+    return _read(document, _Budget(MAX_SIZE))
+
+
+class _Budget:
+    """How many numbers a space may still hold."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        """Use some of it up."""
+        self.left -= count
+        if count < 0 or self.left < 0:
+            raise ValueError(f"{count} numbers, where {self.left + count} more are allowed")
+
+
+def _read(document: Mapping[str, Any], budget: _Budget) -> spaces.Space[Any]:
     try:
         if document["type"] == "Dict":
-            order = [(key, from_json(document["spaces"][key])) for key in document["order"]]
+            order = [(key, _read(document["spaces"][key], budget)) for key in document["order"]]
             # An OrderedDict: of a plain dict, Gymnasium would sort the keys.
             return spaces.Dict(collections.OrderedDict(order))
         if document["type"] == "Box":
             shape, dtype = tuple(document["shape"]), np.dtype(document["dtype"])
-            if dtype.kind not in "fiub" or not 0 <= math.prod(shape) <= MAX_SIZE:
+            if dtype.kind not in "fiub":
                 raise ValueError(f"a Box of dtype {dtype} and shape {shape}")
+            budget.take(math.prod(shape))
             low = _bound_from_json(document["low"], shape, dtype)
             high = _bound_from_json(document["high"], shape, dtype)
             return spaces.Box(low, high, shape, dtype.type)
@@ -223,7 +241,7 @@ class ObservationReader:
                 f"(batch, {', '.join(map(str, box.shape))}) for a batch."
             )
         count = array.shape[0] if batched else 1
-        with np.errstate(over="ignore"):  # beyond float32 becomes inf, which read() refuses
+        with np.errstate(all="ignore"):  # beyond float32 becomes inf, which read() refuses
             return array.astype(np.float32).reshape(count, math.prod(box.shape)), batched
 
 

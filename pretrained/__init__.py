@@ -1,7 +1,8 @@
 """The policies that come with the package: their names and files, nothing else.
 
 Each is a folder ``<name>/`` with ``model.safetensors``, its card ``README.md`` and, behind the
-card's numbers, ``evaluation.json``.
+card's numbers, ``evaluation.json``. Beside them ``<recipe>.json``: settings that they were trained
+with, which ``gem-policy train --config <recipe>`` takes by name.
 """
 
 from __future__ import annotations
@@ -27,3 +28,9 @@ def path(name: str) -> Path:
     if name not in names():
         raise KeyError(name)
     return Path(str(files(__name__).joinpath(name)))
+
+
+def recipe(name: str) -> Path | None:
+    """The file of a shipped recipe, or None where there is none of that name."""
+    file = Path(str(files(__name__).joinpath(f"{name}.json")))
+    return file if Path(name).name == name and file.is_file() else None

@@ -41,7 +41,7 @@ from gem_policy.checkpoint import (
     write_atomically,
 )
 from gem_policy.config import SelectionConfig
-from gem_policy.errors import CheckpointError
+from gem_policy.errors import CheckpointError, GEMWarning
 from gem_policy.policy import GEMPolicy
 
 Document = dict[str, Any]
@@ -399,6 +399,20 @@ HOSTILE: dict[str, Callable[[Document], Any]] = {
     "shape negative": set_in("observation_space", "shape", value=[-3]),
     "shape as text": set_in("observation_space", "shape", value="abc"),
     "shape astronomic": set_in("observation_space", "shape", value=[10**13]),
+    "many spaces, each allowed": set_in(
+        "observation_space",
+        value={
+            "type": "Dict",
+            "spaces": {
+                "a": {"type": "Box", "shape": [2**18], "dtype": "uint8", "low": 0, "high": 1}
+            },
+            "order": ["a"] * 50,
+        },
+    ),
+    "astronomic candidates": set_in("selection", "candidates", value=10**12),
+    "sizes whose product is no number of bytes": lambda document: document["network"].update(
+        critic_hidden=[2**20, 2**20], critics=2**20
+    ),
     "shape overflows": set_in("observation_space", "shape", value=[2**40, 2**40]),
     "dtype unknown": set_in("observation_space", "dtype", value="float33"),
     "dtype object": set_in("observation_space", "dtype", value="object"),
@@ -422,10 +436,16 @@ def test_a_hostile_description_is_refused(file: Path, how: Callable[[Document], 
         load(file)
 
 
-@pytest.mark.parametrize("text", ["", "{", "nonsense", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "nonsense", "[" * 100_000, "\x00", "9" * 5000])
 def test_a_description_that_is_no_json_is_refused(file: Path, text: str) -> None:
     save_file(load_file(file), file, metadata={METADATA_KEY: text})
     with pytest.raises(CheckpointError, match="no JSON"):
+        load(file)
+
+
+def test_what_the_description_says_besides_is_told(file: Path) -> None:
+    rewrite(file, document=lambda document: {**document, "surplus": 1})
+    with pytest.warns(GEMWarning, match=r"\['surplus'\]"):
         load(file)
 
 
@@ -604,6 +624,72 @@ def test_a_folder_whose_config_cannot_be_written_still_loads(
         with pytest.raises(CheckpointError, match="disk full"):
             save_folder(replace(newer, provenance={"dataset_id": "test/other-v0"}), folder)
     assert torch.equal(load(folder).tensors["actor.biases.0"], newer.tensors["actor.biases.0"])
+
+
+def test_a_folder_interrupted_between_its_files_is_one_policy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = replace(tiny_checkpoint(seed=1), provenance={"dataset_id": "test/other-v0"})
+    for stopped in (WEIGHTS_FILE, CONFIG_FILE):
+        older = load(folder)
+
+        def stop(path: Path, content: bytes, where: str = stopped) -> None:
+            if path.name == where:
+                raise KeyboardInterrupt
+            write_atomically(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomically", stop)
+            with pytest.raises(KeyboardInterrupt):
+                save_folder(newer, folder)
+        assert_same(load(folder), older if stopped == WEIGHTS_FILE else newer)
+
+
+def test_a_disk_that_is_full_leaves_the_old_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == WEIGHTS_FILE:
+            raise CheckpointError("disk full")
+        write_atomically(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(CheckpointError, match="disk full"):
+        save_folder(replace(tiny_checkpoint(seed=1), provenance={"other": 1}), folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_folder_saved_while_it_is_read_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = replace(tiny_checkpoint(seed=1), provenance={"dataset_id": "test/other-v0"})
+    read = module._read_json
+
+    def late(path: Path) -> Any:
+        monkeypatch.setattr(module, "_read_json", read)
+        found = read(path)
+        save_folder(newer, folder)
+        return found
+
+    monkeypatch.setattr(module, "_read_json", late)
+    assert_same(load(folder), newer)
+
+
+@pytest.mark.parametrize("where", ["file", "file/inside", "/proc/nowhere/x"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="Could not write"):
+        tiny_policy().save(tmp_path / where)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_the_config_is_told(folder: Path) -> None:
+    (folder / CONFIG_FILE).unlink()
+    (folder / CONFIG_FILE).mkdir()
+    with pytest.raises(CheckpointError, match="Could not write"):
+        save_folder(tiny_checkpoint(), folder)
 
 
 def test_a_target_that_is_a_folder_is_refused(tmp_path: Path) -> None:

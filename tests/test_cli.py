@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +117,81 @@ def test_evaluate_plays_every_row_and_writes_every_episode(
         summary = row["summary"]["return"]
         assert summary["low"] <= summary["mean"] <= summary["high"]
     assert document["environment"]["id"] == ENV
+
+
+@pytest.mark.parametrize("command", ["evaluate", "estimate"])
+@pytest.mark.parametrize("where", ["", "file/report.json", "/proc/nowhere/report.json"])
+def test_what_cannot_be_written_is_told_before_the_work(
+    where: str,
+    command: str,
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    told = ["pole"] if command == "evaluate" else ["pole", "no/such-v0"]
+    assert call(monkeypatch, command, *told, "--json", tmp_path / where) == 2
+    out, err = capsys.readouterr()
+    assert "Cannot write" in err and not out
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_report_can_go_to_a_stream(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert call(monkeypatch, "evaluate", "pole", "--episodes", 1, "--json", tmp_path / "pipe") == 0
+    reader.join(60)
+    assert len(json.loads(read[0])["rows"]) == 1
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_rows_join_those_that_were_played_likewise(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "report.json"
+    short = ["--episodes", 1, "--json", out]
+    assert call(monkeypatch, "evaluate", "pole", *short, "--candidates", 1) == 0
+    assert call(monkeypatch, "evaluate", "pole", *short, "--candidates", 2, "--append") == 0
+    document = json.loads(out.read_text())
+    assert [row["settings"]["candidates"] for row in document["rows"]] == [1, 2]
+    made = load(shipped)
+    other = {**made.provenance, "train": {"seed": 1}}
+    save_folder(replace(made, provenance=other), tmp_path / "other")
+    capsys.readouterr()
+    for name, options, expected in (
+        ("pole", ["--seed", 1], "seed"),
+        (tmp_path / "other", [], "train"),
+    ):
+        assert call(monkeypatch, "evaluate", name, *short, *options, "--append") == 2
+        told, err = capsys.readouterr()
+        assert f"has rows with other ['{expected}']" in err and not told
+    assert json.loads(out.read_text()) == document
+    del document["starts"]  # as reports of before
+    out.write_text(json.dumps(document))
+    assert call(monkeypatch, "evaluate", "pole", *short, "--append") == 2
+    assert "has rows with other ['starts']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "description", ["x", {"id": 1}, [1], 5, {"id": "A-v0", "kwargs": {"steps": 3}}]
+)
+def test_info_prints_whatever_a_file_says_of_its_environment(
+    description: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_folder(tiny_checkpoint(provenance={"eval_env_spec": description}), tmp_path / "odd")
+    assert call(monkeypatch, "info", tmp_path / "odd") == 0
+    assert "eval_env_spec" in capsys.readouterr().out
 
 
 def test_the_same_evaluation_gives_the_same_returns(
@@ -249,6 +326,10 @@ def test_datasets_are_listed_and_made(
         (["evaluate", "pole", "--kappa", "-1"], "`kappa` must be a finite number >= 0"),
         (["evaluate", "pole", "--compare", "x"], "--compare takes LABEL=SOURCE"),
         (["evaluate", "pole", "--episodes", "0"], "`episodes` must be an integer >= 1"),
+        (["evaluate", "pole", "--envs", "0"], "`envs` must be an integer >= 1"),
+        (["evaluate", "pole", "--seed", "-1"], "`seed` must be an integer >= 0"),
+        (["evaluate", "pole", "--append"], "--append needs --json FILE"),
+        (["datasets", "sources", "--convert", "OUT", "--to", "OUT"], "none of the originals"),
         (["evaluate", "pole", "--device", "nonsense"], "Device 'nonsense' cannot be used"),
         (["train", "test/absent-v0", "--out", "OUT"], "test/absent-v0"),
         (["train", "test/absent-v0", "--out", "OUT", "--set", "lam"], "--set takes NAME=VALUE"),

@@ -71,7 +71,31 @@ def test_every_environment_starts_from_a_seed_of_its_own() -> None:
 
     records = play(make, episodes=6, envs=3, seed=40)
     assert [env.seeds[0] for env in made] == [40, 41, 42]
-    assert sorted(records.returns) == [40, 40, 41, 41, 42, 42]
+    assert sorted(records.returns) == [40, 41, 42, 43, 44, 45]
+
+
+def test_starts_do_not_depend_on_the_episode_before() -> None:
+    """Nor on how many random numbers its steps drew, which depends on who acts."""
+
+    class Windy(ScriptedEnv):
+        def step(self, action: Any) -> Any:
+            self.np_random.random(1 + int(10 * abs(float(action[0]))))
+            return super().step(action)
+
+    starts = []
+    for seed in (0, 1):
+        seen: list[Any] = []
+
+        class Seen(Windy):
+            def reset(self, places: list[Any] = seen, **kwargs: Any) -> Any:
+                found = super().reset(**kwargs)
+                places.append(found[0])
+                return found
+
+        rollout(tiny_policy(seed=seed), Seen, episodes=6, envs=2, seed=40)
+        starts.append(np.unique(seen, axis=0))
+    np.testing.assert_array_equal(*starts)
+    assert len(starts[0]) >= 6
 
 
 def test_episodes_are_told_in_the_order_of_their_starts() -> None:
@@ -132,9 +156,9 @@ def test_progress_counts_finished_episodes() -> None:
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"envs": 0}, {"episodes": -3}])
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"envs": 0}, {"episodes": -3}, {"seed": -1}])
 def test_counts_below_one_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"`{next(iter(wrong))}` must be an integer >= 1"):
+    with pytest.raises(ConfigError, match=f"`{next(iter(wrong))}` must be an integer >= "):
         play(maker(), **wrong)
 
 

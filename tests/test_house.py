@@ -26,6 +26,7 @@ LEVELS = {
     "normalize": 0,
     "pretrained": 0,
     "spaces": 0,
+    "env_specs": 0,
     "networks": 1,
     "critics": 2,
     "behavior": 2,

@@ -15,6 +15,7 @@ from scripts import script
 from small_datasets import GOALS, random_episode, slow_transitions, write_dataset
 
 from gem_policy.errors import CheckpointError, ConfigError
+from gem_policy.report import STARTS
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import load
 
@@ -155,7 +156,7 @@ def test_other_training_data_is_refused():
 def test_a_row_of_iql_is_taken_from_a_record_of_the_same_starts(tmp_path: Path):
     about = {"dataset": "test/a-v0", "split_seed": 0, "holdout": 0.02, "terminal_reward": None}
     record = {"dataset_id": "test/a-v0", "updates": 5, "episodes": 3, "seed": 7}
-    record |= {"envs": 2, "label": "x"}
+    record |= {"envs": 2, "label": "x", "starts": STARTS}
     path = tmp_path / "iql.json"
     compare.merge({**record, "iql": about, "rows": []}, path)
     train = {"seed": 0, "holdout": 0.02, "terminal_reward": None}
@@ -167,6 +168,10 @@ def test_a_row_of_iql_is_taken_from_a_record_of_the_same_starts(tmp_path: Path):
     other = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": {**train, "seed": 1}})
     with pytest.raises(ConfigError, match="split_seed"):
         compare.played_before(path, other, 5, 3, 7, 2)
+    compare.merge({**record, "starts": None, "seed": 9, "iql": about, "rows": []}, path)
+    with pytest.raises(ConfigError, match="no record"):
+        compare.played_before(path, policy, 5, 3, 9, 2)
+    compare.merge({**record, "iql": about, "rows": []}, path)
     compare.merge({**record, "label": "y", "iql": {**about, "split_seed": 1}, "rows": []}, path)
     found = [compare.played_before(path, either, 5, 3, 7, 2)["label"] for either in (policy, other)]
     assert found == ["x", "y"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from strategies import seeds, selections
 from gem_policy import pretrained
 from gem_policy.checkpoint import WEIGHTS_FILE, Checkpoint, save_folder
 from gem_policy.config import SelectionConfig
-from gem_policy.errors import CheckpointError, ConfigError, SpaceError
+from gem_policy.errors import CheckpointError, ConfigError, GEMWarning, SpaceError
 from gem_policy.mixture_predictor import MixturePredictor
-from gem_policy.policy import GEMPolicy, choose_device
+from gem_policy.policy import GEMPolicy, choose_device, resolve
 
 POLICY = tiny_policy()
 SHAPES = st.sampled_from([(), (3,), (3, 2), (0,)])
@@ -140,6 +142,38 @@ def test_decide_names_the_size_that_it_wants(shape: tuple[int, ...]) -> None:
         POLICY.decide(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("wrong", [np.zeros(3), [0.0, 0.0, 0.0], {"a": 1}, None])
+def test_decide_and_assess_take_tensors(wrong: Any) -> None:
+    # Unwrapped, for the tests' type checker refuses it before.
+    with pytest.raises(SpaceError, match=r"`decide` takes a tensor .*`predict` takes what"):
+        inspect.unwrap(GEMPolicy.decide)(POLICY, wrong)
+    with pytest.raises(SpaceError, match="`assess` takes a tensor of flattened"):
+        inspect.unwrap(GEMPolicy.assess)(POLICY, wrong, torch.zeros(1, 2))
+    with pytest.raises(SpaceError, match="`assess` takes a tensor of actions"):
+        inspect.unwrap(GEMPolicy.assess)(POLICY, torch.zeros(3), wrong)
+
+
+def test_settings_of_numpys_numbers_are_pythons_own(tmp_path: Path) -> None:
+    """In another process, without the tests' type checker, which refuses them before."""
+    tiny_policy().save(tmp_path / "made")
+    code = (
+        "import sys, numpy as np, torch; from gem_policy import GEMPolicy\n"
+        "chosen = {'candidates': np.int64(5), 'kappa': np.float32(0.5)}\n"
+        "chosen['all_modes'] = np.bool_(True)\n"
+        "policy = GEMPolicy.load(sys.argv[1], device='cpu', seed=np.int64(7), **chosen)\n"
+        "kinds = [type(getattr(policy.selection, name)).__name__ for name in chosen]\n"
+        "again = GEMPolicy.load(policy.save(sys.argv[2]), device='cpu', seed=7)\n"
+        "assert again.selection == policy.selection\n"
+        "x = np.zeros(3, np.float32)\n"
+        "assert (policy.predict(x)[0] == again.predict(x)[0]).all()\n"
+        "count = policy.decide(torch.zeros(3), count=np.int64(4)).scores.shape\n"
+        "print(kinds, tuple(count))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "made"), str(tmp_path / "again")]
+    told = subprocess.check_output(command, text=True, timeout=120)
+    assert told.strip() == "['int', 'float', 'bool'] (4,)"
+
+
 def test_settings_change_at_any_time_and_only_by_settings() -> None:
     policy = tiny_policy()
     one = observations()
@@ -150,7 +184,7 @@ def test_settings_change_at_any_time_and_only_by_settings() -> None:
     with pytest.raises(ConfigError, match=r"must be a SelectionConfig, got dict.*replace\("):
         # Unwrapped, for the tests' type checker refuses it before.
         inspect.unwrap(GEMPolicy.selection.fset)(policy, {"candidates": 3})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="`candidates` must be an integer >= 1, got 0"):
+    with pytest.raises(ConfigError, match="`candidates` must be an integer >= 1 and <= .*, got 0"):
         policy.selection.replace(candidates=0)
     with pytest.raises(
         ConfigError, match=r"Unknown selection settings \['budget'\]; known .*kappa"
@@ -202,6 +236,44 @@ def test_an_unknown_name_gets_the_closest_one(shipped: Path) -> None:
 def test_a_path_with_nothing_there_is_named(path: str) -> None:
     with pytest.raises(CheckpointError, match="There is no file or folder"):
         GEMPolicy.load(path)
+
+
+@pytest.mark.parametrize("source", [None, 123, b"pointmaze-umaze"])
+def test_what_is_no_name_and_no_path_is_refused(source: Any) -> None:
+    with pytest.raises(CheckpointError, match="loaded by a name or a path, got"):
+        inspect.unwrap(resolve)(source)
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "x\x00y"])
+def test_a_name_that_no_file_can_have_is_nothing(source: str) -> None:
+    with pytest.raises(CheckpointError, match="There is no"):
+        GEMPolicy.load(source)
+
+
+def test_a_folder_of_a_shipped_name_is_not_taken_in_silence(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shipped)  # the shipped one itself lies here
+    assert resolve("maze-small") == shipped / "maze-small"
+    (tmp_path / "mine" / "maze-small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.warns(GEMWarning, match="write './maze-small'"):
+        assert resolve("maze-small") == shipped / "maze-small"
+    assert resolve("./maze-small") == Path("./maze-small")
+
+
+@pytest.mark.parametrize("device", ["meta", None, 3.5])
+def test_a_device_that_computes_nothing_is_refused(device: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"Device '{device}' cannot be used here"):
+        inspect.unwrap(choose_device)(device)
+
+
+def test_a_policy_loaded_while_deciding_has_gradients_later(shipped: Path) -> None:
+    with torch.inference_mode():
+        policy = GEMPolicy.load("maze-small", device="cpu")
+    x = torch.randn(2, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(policy.mixture(x).mean.sum(), x)
+    assert slope.abs().sum() > 0
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "nonsense", "mps"])

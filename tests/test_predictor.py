@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from strategies import selections
 
 from gem_policy.config import SelectionConfig
-from gem_policy.errors import SpaceError
+from gem_policy.errors import ConfigError, SpaceError
 from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor
@@ -42,6 +42,59 @@ def convert(observation: Any, how: Any) -> Any:
     if isinstance(observation, Mapping):
         return {key: convert(value, how) for key, value in observation.items()}
     return how(observation)
+
+
+# -- hostile surroundings ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_numbers_that_overflow_the_networks_are_told_by_row(deterministic: bool) -> None:
+    largest = np.finfo(np.float32).max
+    batch = np.array([[0.1, 0.2, 0.3], [0.1, largest, 0.2]], np.float32)
+    policy = tiny_policy()
+    for player in players(policy):
+        with pytest.raises(SpaceError, match=r"rows \[1\] overflow.*3.40282e\+38"):
+            player.predict(batch, deterministic=deterministic)
+        with pytest.raises(SpaceError, match=r"rows \[0\] overflow"):
+            player.predict(batch[1], deterministic=deterministic)
+        player.predict(batch[0], deterministic=deterministic)
+    with pytest.raises(SpaceError, match="overflow"):
+        policy.explain(batch[1])
+    decision = policy.decide(torch.from_numpy(batch))
+    assert decision.supported.tolist() == [True, False]
+    assert decision.action.isnan().any(-1).tolist() == [False, True]
+
+
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    policy = tiny_policy(network={"critic_lookahead": True})
+    batch = observations(policy, 64)
+    rows = torch.from_numpy(batch)
+    actions = policy.scaler.invert(policy.mixture(rows).mean)
+    expected = [policy.predict(batch, deterministic=True)[0], policy.decide(rows).action]
+    judged = policy.assess(rows, actions)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [policy.predict(batch, deterministic=True)[0], policy.decide(rows).action]
+        again = policy.assess(rows, actions)
+        assert (rows @ rows.T).dtype == torch.bfloat16  # it is as it was for the caller
+    np.testing.assert_array_equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    torch.testing.assert_close(again.percentile, judged.percentile, rtol=0, atol=0)
+
+
+def test_numpys_own_error_handling_does_not_matter() -> None:
+    policy = tiny_policy()
+    with np.errstate(all="raise"):
+        policy.predict(np.array([1e-300, 0.0, 1.0]), deterministic=True)
+        with pytest.raises(SpaceError, match="NaN or infinite"):
+            policy.predict(np.array([1e300, 0.0, 1.0]), deterministic=True)
+
+
+def test_a_seed_is_a_number_that_torch_takes() -> None:
+    policy = tiny_policy()
+    policy.set_random_seed(2**64 - 1)
+    for wrong in ("a", 1.5, True, -1, 2**64):
+        with pytest.raises(ConfigError, match="`seed` must be an integer >= 0"):
+            inspect.unwrap(Predictor.set_random_seed)(policy, wrong)
 
 
 # -- signature -----------------------------------------------------------------------------------

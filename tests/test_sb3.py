@@ -19,6 +19,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     EvalCallback,
+    LogEveryNTimesteps,
+    ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
 )
@@ -34,7 +36,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from gem_policy.errors import CheckpointError, DependencyError, SpaceError
+from gem_policy.errors import CheckpointError, ConfigError, DependencyError, SpaceError
 from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.policy import GEMPolicy
 from gem_policy.sb3 import SB3Model, SB3Policy
@@ -290,6 +292,29 @@ def test_callbacks_see_every_step_and_can_stop_the_play() -> None:
     assert model.num_timesteps == 8
     model.play(1000, [Recorder(), StopTrainingOnMaxEpisodes(max_episodes=3)])
     assert model.num_timesteps == 12
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")  # tqdm's, of SB3's progress bar
+def test_the_play_takes_what_learn_takes(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def count(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append(local["self"].num_timesteps)
+        return len(seen) < 5
+
+    model = SB3Model(tiny_policy(), Monitor(ScriptedEnv(BOX)))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.play(3)
+    assert model.num_timesteps == 3
+    model.play(9, count)
+    assert seen == [1, 2, 3, 4, 5] and model.num_timesteps == 5
+    bar = ProgressBarCallback()
+    model.play(7, [bar, LogEveryNTimesteps(3)])
+    assert (bar.pbar.total, bar.pbar.n) == (7, 7)
+    model.logger.close()
+    assert (tmp_path / "progress.csv").exists()
+    with pytest.raises(ConfigError, match="`steps` must be an integer >= 1"):
+        model.play(0)
 
 
 def test_a_reward_threshold_stops_the_play() -> None:

@@ -29,7 +29,7 @@ from gem_policy.evaluate import ReportRow, rollout
 from gem_policy.mixture_predictor import MixturePredictor
 from gem_policy.normalize import ActionScaler
 from gem_policy.predictor import Predictor
-from gem_policy.report import Player, players, report_document
+from gem_policy.report import STARTS, Player, players, report_document
 
 IQL = "d3rlpy IQL"
 
@@ -147,9 +147,9 @@ def played_before(
         ConfigError: There is none.
     """
     records = json.loads(path.read_text())["records"]
-    asked = (policy.provenance["dataset_id"], updates, episodes, seed, envs)
-    keys = ("dataset_id", "updates", "episodes", "seed", "envs")
-    found = [r for r in records if tuple(r[k] for k in keys) == asked]
+    asked = (policy.provenance["dataset_id"], updates, episodes, seed, envs, STARTS)
+    keys = ("dataset_id", "updates", "episodes", "seed", "envs", "starts")
+    found = [r for r in records if tuple(r.get(k) for k in keys) == asked]
     if not found:
         raise ConfigError(f"{path} has no record of {dict(zip(keys, asked, strict=True))}.")
     split = policy.provenance["train"]["seed"]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gem_policy.config import require, require_count, require_flag, require_number
+from gem_policy.config import (
+    plain,
+    require,
+    require_choice,
+    require_count,
+    require_flag,
+    require_number,
+)
 
 SOURCES = ("critics", "data")
 PRECISIONS = ("float32", "bfloat16")
@@ -121,6 +128,7 @@ class TrainConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
+        plain(self)
         require_count("seed", self.seed, 0, 2**24 - 1)  # it shares 32 bits with the phase
         for name in ("behavior_updates", "value_updates", "critic_updates", "actor_updates"):
             require_count(name, getattr(self, name), 0)
@@ -136,7 +144,7 @@ class TrainConfig:
         require_number("weight_temperature", self.weight_temperature, "> 0", 1e-9, 1e9)
         require_number("weight_kappa", self.weight_kappa, "a finite number >= 0", 0, 1e9)
         for name in ("value_source", "weight_source"):
-            require(getattr(self, name) in SOURCES, name, getattr(self, name), f"one of {SOURCES}")
+            require_choice(name, getattr(self, name), SOURCES)
         fits = self.value_source == "data" or self.value_steps == 1
         require(fits, "value_steps", self.value_steps, '1 with value_source="critics"')
         require_number("weight_max", self.weight_max, "a number >= 1", 1, 1e9)
@@ -159,5 +167,4 @@ class TrainConfig:
             require_number("weight_decay", self.weight_decay, "in [0, 1], or None (null)", 0, 1)
         require_count("patience", self.patience, 0)
         require_count("validate_every", self.validate_every)
-        fine = self.precision in PRECISIONS
-        require(fine, "precision", self.precision, f"one of {PRECISIONS}")
+        require_choice("precision", self.precision, PRECISIONS)

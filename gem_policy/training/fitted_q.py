@@ -12,6 +12,8 @@ judged by them.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +26,8 @@ from torch import Tensor
 
 from gem_policy.candidates import CandidateSet
 from gem_policy.config import SelectionConfig, from_mapping
-from gem_policy.errors import ConfigError, TrainingError
+from gem_policy.env_specs import read_spec
+from gem_policy.errors import ConfigError, SpaceError, TrainingError, TrainingWarning
 from gem_policy.evaluate import Interval
 from gem_policy.policy import GEMPolicy
 from gem_policy.scoring import rule_of
@@ -124,6 +127,7 @@ def estimate(
             f"{dataset.id} has observations and actions of lengths {sizes}, the policy was made "
             f"for {(network.observation_size, network.action_size)}. Give a dataset of its task."
         )
+    _warn_of_another_task(policy, dataset)
     tell = progress or (lambda what, done, total: None)
     training, held_out = split(dataset, train.holdout, train.seed)
     data = _some_episodes(training.transitions, config)
@@ -226,6 +230,29 @@ def _settings(policy: GEMPolicy) -> TrainConfig:
             "Give `train`, a TrainConfig with its discount and its scale of the rewards."
         )
     return from_mapping(TrainConfig, dict(train), "train")
+
+
+def _warn_of_another_task(policy: GEMPolicy, dataset: Dataset) -> None:
+    """Warn where the data come from another environment than the policy's, as far as both say."""
+    own, other = policy.provenance.get("env_spec"), dataset.env_spec
+    if own is None or other is None:
+        return
+    with contextlib.suppress(SpaceError):  # nothing is known of what cannot be read
+        first, second = read_spec(own), read_spec(other)
+        differ = ["id"] if first.id != second.id else []
+        differ += [
+            key
+            for key in sorted({*first.kwargs, *second.kwargs} - {"render_mode"})
+            if first.kwargs.get(key) != second.kwargs.get(key)
+        ]
+        if differ:
+            warnings.warn(
+                f"{dataset.id} comes from another environment than the policy's data: {differ} "
+                f"differ ({second.id}, {first.id}). The estimate is of the policy in data that it "
+                "was not made for.",
+                TrainingWarning,
+                stacklevel=3,
+            )
 
 
 def _some_episodes(data: Transitions, config: FittedQConfig) -> Transitions:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gem_policy._version import __version__
+from gem_policy.env_specs import without_policies
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 
@@ -57,9 +58,10 @@ def finite(value: Any) -> Any:
 def _spec(text: str | None) -> Any:
     """An environment spec as a JSON object; as its text where an argument is infinite.
 
-    Gymnasium writes and reads `Infinity`, which is no JSON.
+    Gymnasium writes and reads `Infinity`, which is no JSON. Wrappers that held the policy which
+    made the data are left out, and with them where its file lies.
     """
     if text is None:
         return None
-    document = json.loads(text)
-    return document if finite(document) == document else text
+    document = without_policies(json.loads(text))
+    return document if finite(document) == document else json.dumps(document)

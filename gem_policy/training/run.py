@@ -17,10 +17,12 @@ import torch
 
 from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_count
-from gem_policy.environments import env_maker, evaluation_spec, make_spec
+from gem_policy.env_specs import make_spec
+from gem_policy.environments import env_maker, evaluation_spec
 from gem_policy.errors import ConfigError, DependencyError, TrainingError
 from gem_policy.evaluate import rollout
 from gem_policy.policy import GEMPolicy
+from gem_policy.pretrained import recipe
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.few_demonstrations import settle_decay
@@ -51,10 +53,31 @@ class Settings:
     selection: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _read_settings(config: Path) -> dict[str, Any]:
+    """What a file of settings holds.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    shipped = None if config.exists() else recipe(str(config))
+    try:
+        values = json.loads((shipped or config).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config} is no JSON file of settings: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f'{config} must hold a JSON object such as {{"kappa": 1.0}}, got a '
+            f"{type(values).__name__}."
+        )
+    return values
+
+
 def gather_settings(
     config: Path | None, overrides: Sequence[str], seed: int | None = None
 ) -> Settings:
     """Settings from a JSON file of ``{"name": value}``, the seed, then ``NAME=VALUE`` texts.
+
+    The file may also be a recipe that ships, by its name.
 
     Values of the texts are JSON where they can be read as such, else strings. A name is looked up
     among training, network and selection settings, which have none in common.
@@ -64,10 +87,7 @@ def gather_settings(
     """
     values: dict[str, Any] = {}
     if config is not None:
-        try:
-            values |= json.loads(config.read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{config} is no JSON file of settings: {error}.") from error
+        values |= _read_settings(config)
     if seed is not None:
         values["seed"] = seed
     for text in overrides:

@@ -102,7 +102,8 @@ def convert(downloads: Path, folder: Path) -> tuple[tuple[str, ...], tuple[str, 
         Targets that were written, and targets whose originals are not in `downloads`.
 
     Raises:
-        DatasetError: if an original is damaged or not the one that is described here.
+        DatasetError: if an original is damaged or not the one that is described here, or none is
+            there.
     """
     written, missing = [], []
     for source in SOURCES:
@@ -124,6 +125,11 @@ def convert(downloads: Path, folder: Path) -> tuple[tuple[str, ...], tuple[str, 
         with write_atomically(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         written.append(source.target)
+    if not written:
+        raise DatasetError(
+            f"{downloads} holds none of the originals. `gem-policy datasets sources` says what to "
+            "download."
+        )
     return tuple(written), tuple(missing)
 
 

@@ -18,7 +18,7 @@ from small_datasets import random_episode, write_dataset
 from gem_policy.checkpoint import save_folder
 from gem_policy.cli import main
 from gem_policy.config import SelectionConfig
-from gem_policy.errors import ConfigError, TrainingError
+from gem_policy.errors import ConfigError, TrainingError, TrainingWarning
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
@@ -184,6 +184,25 @@ def test_wrong_input_is_refused_in_words() -> None:
         estimate(policy, data, [], train=train)
     with pytest.raises(TrainingError, match=r"of lengths \(1, 1\), the policy was made for"):
         estimate(tiny_policy(), data, [MODE], train=train)
+
+
+def test_data_of_another_task_are_told() -> None:
+    config = FittedQConfig(updates=2, batch_size=8, hidden=(4,))
+    maze = {**json.loads(gym.spec("Hopper-v5").to_json()), "kwargs": {"maze_map": [[1, 0]]}}
+    made = replace(pusher().to_checkpoint(), provenance={"env_spec": maze})
+    policy = GEMPolicy(made, torch.device("cpu"))
+    train = TrainConfig(holdout=0.2)
+
+    def judge(**changes: Any) -> None:
+        told = json.dumps({**maze, **changes})
+        estimate(policy, replace(walks(5, 2), env_spec=told), [MODE], config, train=train)
+
+    judge()
+    judge(kwargs={"maze_map": [[1, 0]], "render_mode": "rgb_array"}, max_episode_steps=3)
+    with pytest.warns(TrainingWarning, match=r"another environment .*\['maze_map'\] differ"):
+        judge(kwargs={"maze_map": [[1, 1]]})
+    with pytest.warns(TrainingWarning, match=r"\['id'\] differ \(Walker2d-v5, Hopper-v5\)"):
+        judge(id="Walker2d-v5")
 
 
 def test_the_command_line_estimates_every_setting(

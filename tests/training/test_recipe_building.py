@@ -117,6 +117,20 @@ def test_what_is_made_is_not_made_again_but_never_taken_for_another(root: Path) 
         make(steps=20)
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DatasetError, match="Cannot write datasets into .*MINARI_DATASETS_PATH"):
+        build(
+            RECIPE,
+            steps=40,
+            seed=0,
+            root=tmp_path / "file",
+            sources=None,
+            workers=1,
+            progress=None,
+        )
+
+
 def test_a_damaged_part_is_named(root: Path) -> None:
     (scratch := root / ".gem_toy_small-v0.steps-40.seed-0").mkdir()
     (scratch / "shard-00001.npz").write_bytes(b"nothing")

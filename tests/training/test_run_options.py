@@ -188,6 +188,25 @@ def test_what_is_given_later_decides_the_seed(
     assert found.train.seed == expected
 
 
+def test_a_recipe_that_ships_is_taken_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert gather_settings(Path("pointmaze"), []).train.value_steps == 32
+    (tmp_path / "pointmaze").write_text('{"value_steps": 5}')
+    assert gather_settings(Path("pointmaze"), []).train.value_steps == 5
+    for absent in ("pointmazy", "../pretrained/pointmaze", "/pointmaze"):
+        with pytest.raises(ConfigError, match="no JSON file of settings"):
+            gather_settings(Path(absent), [])
+
+
+@pytest.mark.parametrize("text", ["[]", '[["actor_updates", 5]]', "3", "null"])
+def test_settings_are_a_json_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ConfigError, match="must hold a JSON object such as"):
+        gather_settings(tmp_path / "settings.json", [])
+
+
 def test_a_kept_checkpoint_stays_what_it_was(dataset: Dataset, tmp_path: Path) -> None:
     kept: list[Checkpoint] = []
     copies: list[dict[str, torch.Tensor]] = []

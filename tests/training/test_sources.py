@@ -209,6 +209,12 @@ def test_what_was_downloaded_is_converted_and_the_rest_is_named(
     assert read_arrays(tmp_path / "arrays", "hand/policy.npz")["W0"].shape == (4, 3)
 
 
+def test_where_nothing_was_downloaded_nothing_is_converted(tmp_path: Path) -> None:
+    for downloads in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(DatasetError, match="holds none of the originals"):
+            convert(downloads, tmp_path / "arrays")
+
+
 def test_another_file_than_the_described_one_is_refused(two_sources: Path, tmp_path: Path) -> None:
     next(two_sources.rglob("p.pickle")).write_bytes(b"something else")
     with pytest.raises(DatasetError, match="has the checksum .*github.com/somebody/hand/raw/abc"):

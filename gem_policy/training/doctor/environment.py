@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from gem_policy.env_specs import registered
 from gem_policy.errors import DependencyError
 from gem_policy.training.doctor.evidence import Evidence
 from gem_policy.training.doctor.report import Finding
@@ -49,6 +50,8 @@ def parse(text: object) -> EnvSpec | None:
 def rebuild(spec: EnvSpec) -> Environment:
     """Make the environment, quietly, with the packages registered that usually hold it.
 
+    By the code that is registered under its id: see `gem_policy.env_specs`.
+
     Raises:
         Exception: whatever the environment raises; simulators are not choosy.
     """
@@ -58,7 +61,7 @@ def rebuild(spec: EnvSpec) -> Environment:
         register_robotics()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return gym.make(spec, disable_env_checker=True)
+        return gym.make(registered(spec), disable_env_checker=True)
 
 
 def check_rebuild(evidence: Evidence, env: Environment | Exception | None) -> Iterator[Finding]:

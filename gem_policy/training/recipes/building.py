@@ -54,7 +54,8 @@ def build(
         The dataset's id.
 
     Raises:
-        DatasetError: if a dataset made otherwise has that id, or a setting makes no sense.
+        DatasetError: if a dataset made otherwise has that id, a setting makes no sense, or the
+            folder cannot be written to.
         DependencyError: if Minari is missing.
     """
     if steps < 1 or workers < 1:
@@ -68,7 +69,13 @@ def build(
             progress(steps, steps)
         return recipe.name
     scratch = root / f".{recipe.name.replace('/', '_')}.steps-{steps}.seed-{seed}"
-    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(
+            f"Cannot write datasets into {root}: {error}. Set MINARI_DATASETS_PATH to a folder of "
+            "yours."
+        ) from error
     shards = recipe.shards(steps, seed, sources)
     _do_all(recipe, shards, scratch, workers, progress)
     _publish(recipe, settings, shards, root, scratch)
