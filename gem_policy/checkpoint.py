@@ -32,7 +32,7 @@ from gem_policy.config import (
     NetworkConfig,
     SelectionConfig,
     from_mapping,
-    plain,
+    make_plain,
     require_number,
 )
 from gem_policy.critics import build_critics
@@ -108,7 +108,7 @@ class PolicyConfig:
     gain_unit: float = 0.0
 
     def __post_init__(self) -> None:
-        plain(self)
+        make_plain(self)
         require_number("gain_unit", self.gain_unit, "a finite number >= 0", 0, math.inf)
 
 

@@ -23,14 +23,16 @@ MAX_FREQUENCIES = 16  # beyond, single precision has nothing left to tell
 MAX_CANDIDATES = 2**24  # beyond, no machine has the memory for one decision
 
 
-def plain(config: Any) -> None:
-    """Turn numbers of numpy's into Python's own, in place: what JSON can hold, and a cache tell."""
+def plain(value: Any) -> Any:
+    """A number or flag of numpy's as Python's own, which JSON can hold; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def make_plain(config: Any) -> None:
+    """Give a dataclass `plain` values, in its tuples too, in place."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, tuple):
-            own = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
-        else:
-            own = value.item() if isinstance(value, np.generic) else value
+        own = tuple(map(plain, value)) if isinstance(value, tuple) else plain(value)
         object.__setattr__(config, field.name, own)
 
 
@@ -135,7 +137,7 @@ class NetworkConfig:
     max_std: float = 1.0
 
     def __post_init__(self) -> None:
-        plain(self)
+        make_plain(self)
         for name in (
             "observation_size",
             "action_size",
@@ -212,7 +214,7 @@ class SelectionConfig:
     least_gain: float = 0.06
 
     def __post_init__(self) -> None:
-        plain(self)
+        make_plain(self)
         require_count("candidates", self.candidates, high=MAX_CANDIDATES)
         require_number("kappa", self.kappa, "a finite number >= 0", 0, math.inf)
         require_number("support_weight", self.support_weight, "a finite number >= 0", 0, math.inf)

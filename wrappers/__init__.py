@@ -18,6 +18,9 @@ A policy is given by name, path or ``hf://`` address, and recorded as such, so t
 copied. A `GEMPolicy` is taken as well, and recorded by what it was loaded from and its selection
 settings; around one that was not loaded from anywhere, ``env.spec`` is None.
 
+A policy normalizes observations itself: around an environment in a
+`gymnasium.wrappers.NormalizeObservation`, the wrappers with a policy give a `GEMWarning`.
+
 The wrappers add to ``info["gem"]``, each its own entries, so that they can be stacked. What they
 add has the same structure at ``reset``, with NaN for numbers and -1 for components, as Minari's
 `DataCollector` asks.

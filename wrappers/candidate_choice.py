@@ -12,16 +12,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gem_policy.config import require_count
+from gem_policy.config import plain, require_count
 from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.wrappers.policy_wrapper import (
     PolicySource,
     PolicyWrapper,
     require_finite,
+    resets_next,
     write_actions,
 )
 from gem_policy.wrappers.records import Array, Record, add, first, spread
+
+Count = int | np.integer[Any]
 
 
 def pick(
@@ -79,6 +82,17 @@ def unpicked(policy: GEMPolicy, envs: int) -> Record:
     return {"candidate": spread(record, np.zeros(envs, dtype=np.bool_))}
 
 
+def read_count(candidates: Count | None, policy: GEMPolicy) -> int:
+    """How many ranks there are; None for the policy's setting.
+
+    Raises:
+        ConfigError: It is no integer of at least 1.
+    """
+    count: int = policy.selection.candidates if candidates is None else plain(candidates)
+    require_count("candidates", count)
+    return count
+
+
 def read_ranks(ranks: Any, count: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Ranks as integers of the given shape.
 
@@ -124,7 +138,8 @@ class CandidateChoice(PolicyWrapper):
             "action": array of shape (action size,), what was done, environment units
         }
 
-    and after a reset the same entries, NaN and -1.
+    and after a reset the same entries, NaN and -1; also after the step that is a reset of a
+    `gymnasium.wrappers.Autoreset` inside, which ignores the action.
 
     Args:
         env: The environment; its spaces must be the policy's.
@@ -148,12 +163,11 @@ class CandidateChoice(PolicyWrapper):
         self,
         env: gym.Env[Any, Any],
         policy: PolicySource,
-        candidates: int | None = None,
+        candidates: Count | None = None,
         selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(env, policy, selection, candidates=candidates)
-        self.candidates = self.policy.selection.candidates if candidates is None else candidates
-        require_count("candidates", self.candidates)
+        self.candidates = read_count(candidates, self.policy)
         self.action_space = gym.spaces.Discrete(self.candidates)
 
     def reset(
@@ -171,10 +185,14 @@ class CandidateChoice(PolicyWrapper):
             SpaceError: The action is no rank, or the observation is not finite.
             ResetNeeded: Nobody has called reset.
         """
-        ranks = read_ranks(action, self.candidates, (1,))
-        active = np.ones(1, dtype=np.bool_)
-        actions, record = pick(self.policy, self._seen(), ranks, self.candidates, active)
-        observation, reward, terminated, truncated, info = self.env.step(actions[0])
+        ranks, rows = read_ranks(action, self.candidates, (1,)), self._seen()
+        if resets_next(self.env):  # what is ignored must still be an action
+            sent, record = self.policy.action_space.low.copy(), unpicked(self.policy, 1)
+        else:
+            active = np.ones(1, dtype=np.bool_)
+            actions, record = pick(self.policy, rows, ranks, self.candidates, active)
+            sent = actions[0]
+        observation, reward, terminated, truncated, info = self.env.step(sent)
         self._remember(observation)
         add(info, first(record))
         return observation, reward, terminated, truncated, info

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import leaves
-from gem_policy.wrappers.policy_wrapper import PolicySource, RecordedPolicy
+from gem_policy.wrappers.policy_wrapper import PolicySource, RecordedPolicy, read_numbers
+from gem_policy.wrappers.records import Array
 
-Array = NDArray[Any]
 Space = spaces.Space[Any]
 
 
@@ -48,8 +48,7 @@ def differences(expected: Space, got: Space, where: str) -> list[str]:
         ]
     if not np.can_cast(theirs.dtype, ours.dtype, "same_kind"):
         return [f"{where}: expected dtype {ours.dtype}, got {theirs.dtype}"]
-    low, high = theirs.low.astype(ours.dtype), theirs.high.astype(ours.dtype)
-    outside = np.flatnonzero((low < ours.low) | (high > ours.high))
+    outside = np.flatnonzero(_below(theirs.low, ours.low) | _below(ours.high, theirs.high))
     if len(outside):
         i = int(outside[0])
         return [
@@ -89,13 +88,16 @@ def convert(expected: Space, got: Space, value: Any, batch: tuple[int, ...] = ()
         got: The environment's; `differences` found none.
         value: What the environment returned.
         batch: () for one observation, (envs,) for a batch.
+
+    Returns:
+        What lies in `got` lies in `expected`, also where a bound was rounded.
     """
     if isinstance(expected, spaces.Dict) and isinstance(got, spaces.Dict):
         return {
             key: convert(space, got.spaces[key], value[key], batch)
             for key, space in expected.spaces.items()
         }
-    flat = _flatten(got, value, batch)
+    flat = _settle(_flatten(got, value, batch), got, expected)
     if isinstance(expected, spaces.Box):
         return flat.reshape(*batch, *expected.shape).astype(expected.dtype)
     out: dict[str, Any] = {}
@@ -109,6 +111,30 @@ def convert(expected: Space, got: Space, value: Any, batch: tuple[int, ...] = ()
         inner[path[-1]] = part.astype(box.dtype)
         start = stop
     return out
+
+
+def convert_action(
+    expected: spaces.Box, got: spaces.Box, action: Any, batch: tuple[int, ...] = ()
+) -> Array:
+    """An action for `expected`, or a batch of them, as one for `got`.
+
+    Args:
+        expected: The policy's action space.
+        got: The environment's; `action_differences` found none.
+        action: Array, list or tensor of shape (*batch, action size).
+        batch: () for one action, (envs,) for a batch.
+
+    Returns:
+        Numbers that lie in `expected` lie in `got`, also where a bound was rounded. Others are not
+        clipped: what becomes of them is the environment's to say.
+
+    Raises:
+        SpaceError: It is no numbers, or has another shape.
+    """
+    # In the wider dtype, in which both boxes have exactly their own bounds.
+    wide = np.result_type(expected.dtype, got.dtype)
+    given = _settle(read_numbers(action, wide, (*batch, *expected.shape)), expected, got)
+    return given.astype(got.dtype).reshape(*batch, *got.shape)
 
 
 def require_matching(
@@ -135,11 +161,34 @@ def require_matching(
 
 def _flat_box(space: Space) -> spaces.Box:
     """The space as one Box with one axis, in Gymnasium's flattening order."""
+    low, high = _bounds(space)
+    return spaces.Box(low, high, dtype=low.dtype.type)
+
+
+def _bounds(space: Space) -> tuple[Array, Array]:
+    """Lowest and highest values of all numbers of a space, along one axis."""
     boxes = [box for _, box in leaves(space)]
-    dtype = np.result_type(*(box.dtype for box in boxes))
-    low = np.concatenate([box.low.reshape(-1) for box in boxes]).astype(dtype)
-    high = np.concatenate([box.high.reshape(-1) for box in boxes]).astype(dtype)
-    return spaces.Box(low, high, dtype=dtype.type)
+    low = np.concatenate([box.low.reshape(-1) for box in boxes])
+    return low, np.concatenate([box.high.reshape(-1) for box in boxes])
+
+
+def _below(numbers: Array, bounds: Array) -> NDArray[np.bool_]:
+    """Where numbers lie below bounds by more than another dtype's rounding."""
+    below: NDArray[np.bool_] = (numbers < bounds) & ~np.isclose(numbers, bounds)
+    return below
+
+
+def _settle(numbers: Array, source: Space, target: Space) -> Array:
+    """Numbers that lie in `source` clipped to `target`, where rounding alone took them out of it.
+
+    Args:
+        numbers: Shape (..., n); those outside of `source` are left as they are.
+        source: A space of n numbers.
+        target: One with the same bounds, but for rounding, or with wider ones.
+    """
+    (low, high), (least, most) = _bounds(source), _bounds(target)
+    inside = (numbers >= low) & (numbers <= high)
+    return np.where(inside, np.minimum(np.maximum(numbers, least), most), numbers)
 
 
 def _flatten(space: Space, value: Any, batch: tuple[int, ...]) -> Array:
@@ -159,8 +208,9 @@ class MatchSpaces(RecordedPolicy):
     Adapted are the order of keys in a Dict, the dtype (where no floats would become integers), and
     flattening: a Dict where the policy was trained on its flattened form, or the other way round,
     and Boxes of another shape with as many numbers. The policy's spaces are published. Sizes,
-    keys and bounds are never adapted: they differ because something else differs. Vector twin:
-    `gem_policy.wrappers.vector.MatchSpaces`. Adds nothing to ``info``.
+    keys and bounds are never adapted: they differ because something else differs. Where another
+    dtype rounds a bound, observations and actions that were within it are clipped to what it has
+    become. Vector twin: `gem_policy.wrappers.vector.MatchSpaces`. Adds nothing to ``info``.
 
     Args:
         env: The environment.
@@ -196,8 +246,12 @@ class MatchSpaces(RecordedPolicy):
         return self._convert(observation), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step with an action of the policy's action space."""
-        given = np.asarray(action, dtype=self._box.dtype).reshape(self._box.shape)
+        """Step with an action of the policy's action space.
+
+        Raises:
+            SpaceError: The action is no numbers, or has another shape than the action space.
+        """
+        given = convert_action(self.policy.action_space, self._box, action)
         observation, reward, terminated, truncated, info = self.env.step(given)
         return self._convert(observation), reward, terminated, truncated, info
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import SyncVectorEnv, VectorWrapper
+from gymnasium.wrappers import Autoreset, NormalizeObservation
+from gymnasium.wrappers.vector import NormalizeObservation as NormalizeObservations
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gem_policy.errors import ConfigError, GEMError, SpaceError
+from gem_policy.errors import ConfigError, GEMError, GEMWarning, SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import ObservationReader, describe_difference
+from gem_policy.wrappers.records import Array, plain_values
 
 PolicySource = str | Path | GEMPolicy
 
@@ -27,15 +32,41 @@ class ResetNeeded(GEMError, gym.error.ResetNeeded):
     """The environment must be reset before its first step."""
 
 
-def take_policy(policy: PolicySource, selection: Mapping[str, Any] | None) -> GEMPolicy:
-    """The policy itself, or the one behind a name or path.
+def layers(env: Any) -> Iterator[Any]:
+    """An environment and all that it wraps, from the outside in; vector environments as well."""
+    yield env
+    if isinstance(env, gym.Wrapper | VectorWrapper):
+        yield from layers(env.env)
+    elif isinstance(env, SyncVectorEnv):  # an asynchronous one's live in other processes
+        for inner in env.envs:
+            yield from layers(inner)
+
+
+def resets_next(env: gym.Env[Any, Any]) -> bool:
+    """Whether an `Autoreset` inside makes the next step a reset, which ignores its action."""
+    return any(isinstance(layer, Autoreset) and layer.autoreset for layer in layers(env))
+
+
+def take_policy(env: Any, policy: PolicySource, selection: Mapping[str, Any] | None) -> GEMPolicy:
+    """The policy itself, or the one behind a name or path, to be wrapped around ``env``.
+
+    Warns:
+        GEMWarning: The environment normalizes its observations, as the policy does itself.
 
     Raises:
         ConfigError: It is neither, or selection settings came with a policy that has its own.
         CheckpointError: As `GEMPolicy.load`.
     """
+    if any(isinstance(e, NormalizeObservation | NormalizeObservations) for e in layers(env)):
+        warnings.warn(
+            "The environment is in a NormalizeObservation, and the policy normalizes observations "
+            "itself, so that they are normalized twice. Leave NormalizeObservation out, unless the "
+            "policy's data was recorded with it.",
+            GEMWarning,
+            stacklevel=2,
+        )
     if isinstance(policy, str | Path):
-        return GEMPolicy.load(policy, **(selection or {}))
+        return GEMPolicy.load(policy, **plain_values(selection or {}))
     if not isinstance(policy, GEMPolicy):
         raise ConfigError(
             f"`policy` must be a name, a path or a GEMPolicy, got {type(policy).__name__}."
@@ -52,7 +83,8 @@ def recorded(policy: PolicySource, selection: Mapping[str, Any] | None) -> dict[
     """The arguments that make `take_policy` give the same again, as JSON."""
     if isinstance(policy, GEMPolicy):
         return {"policy": policy.source, "selection": dataclasses.asdict(policy.selection)}
-    return {"policy": str(policy), "selection": None if selection is None else dict(selection)}
+    told = None if selection is None else plain_values(selection)
+    return {"policy": str(policy), "selection": told}
 
 
 def require_same_spaces(
@@ -86,7 +118,7 @@ class RecordedPolicy(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         env: The environment.
         policy: Name, path, ``hf://`` address or a loaded policy.
         selection: Changes to the selection settings of a policy that is given by name or path.
-        **arguments: The other arguments to record; JSON only.
+        **arguments: The other arguments to record; JSON, or numbers of numpy's.
     """
 
     def __init__(
@@ -96,8 +128,9 @@ class RecordedPolicy(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         selection: Mapping[str, Any] | None,
         **arguments: Any,
     ) -> None:
-        self.policy = take_policy(policy, selection)
-        RecordConstructorArgs.__init__(self, **recorded(policy, selection), **arguments)
+        self.policy = take_policy(env, policy, selection)
+        own = plain_values(arguments)
+        RecordConstructorArgs.__init__(self, **recorded(policy, selection), **own)
         gym.Wrapper.__init__(self, env)
 
     @property
@@ -164,13 +197,39 @@ def require_finite(rows: Float[Tensor, "envs obs"], who: str) -> None:
         )
 
 
+def read_numbers(actions: Any, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """Actions of an agent as a new array.
+
+    Args:
+        actions: Array, list or tensor.
+        dtype: Of the new array; numbers beyond it become infinite.
+        shape: What they must have.
+
+    Raises:
+        SpaceError: They are no numbers, or have another shape.
+    """
+    try:
+        if isinstance(actions, Tensor):  # numpy reads none with a gradient, bfloat16 or a GPU
+            actions = actions.detach().double().cpu().numpy()
+        given = np.asarray(actions)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpaceError(f"The action cannot be made an array of numbers: {error}.") from error
+    # Looked at before the cast, which would read texts as numbers, and None as NaN.
+    if given.dtype.kind not in "fiub":
+        raise SpaceError(f"The action must be real numbers, got dtype {given.dtype}.")
+    if given.shape != shape:
+        raise SpaceError(f"The action must have shape {shape}, got {given.shape}.")
+    with np.errstate(over="ignore"):
+        return given.astype(dtype)
+
+
 def read_actions(
     actions: Any, policy: GEMPolicy, batch: tuple[int, ...]
 ) -> Float[Tensor, "envs action"]:
     """Actions of an agent as rows of float32, on the policy's device.
 
     Args:
-        actions: Array, list or CPU tensor of shape (*batch, action size), environment units.
+        actions: Array, list or tensor of shape (*batch, action size), environment units.
         policy: Whose action space they are for.
         batch: () for one environment, (envs,) for a vector environment.
 
@@ -178,13 +237,8 @@ def read_actions(
         SpaceError: They are no numbers, or have another shape.
     """
     shape = (*batch, *policy.action_space.shape)
-    try:
-        rows = torch.as_tensor(actions, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SpaceError(f"The action cannot be made an array of numbers: {error}.") from error
-    if tuple(rows.shape) != shape:
-        raise SpaceError(f"The action must have shape {shape}, got {tuple(rows.shape)}.")
-    return rows.reshape(-1, shape[-1]).to(policy.device)
+    rows = read_numbers(actions, np.float32, shape).reshape(-1, shape[-1])
+    return torch.from_numpy(rows).to(policy.device)
 
 
 def write_actions(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gem_policy.config import plain
+
 Array = NDArray[Any]
 Record = dict[str, Any]  # values: arrays (envs, ...), or records
 
@@ -45,6 +47,11 @@ def first(record: Mapping[str, Any]) -> Record:
 def add(info: dict[str, Any], record: Mapping[str, Any]) -> None:
     """Put a record's entries into ``info["gem"]``, beside those of other wrappers."""
     info["gem"] = {**info.get("gem", {}), **record}
+
+
+def plain_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, with `plain` values."""
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _map(record: Mapping[str, Any], function: Callable[[Array], Any]) -> Record:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import RecordConstructorArgs
+
+from gem_policy.config import plain
 
 
 class SuccessInfo(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -28,24 +31,28 @@ class SuccessInfo(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             False: success at this very step.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], ever: bool = True) -> None:
-        RecordConstructorArgs.__init__(self, ever=ever)
+    def __init__(self, env: gym.Env[Any, Any], ever: bool | np.bool_ = True) -> None:
+        self._ever = plain(ever)
+        RecordConstructorArgs.__init__(self, ever=self._ever)
         gym.Wrapper.__init__(self, env)
-        self._ever = ever
         self._succeeded: bool | None = None  # None: not said in this episode
+        self._over = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; a new episode has not succeeded yet."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._succeeded = None
+        self._succeeded, self._over = None, False
         self._say(info)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment."""
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._over:  # an environment that resets itself, as in gymnasium.wrappers.Autoreset
+            self._succeeded = None
+        self._over = bool(terminated or truncated)
         self._say(info)
         return observation, reward, terminated, truncated, info
 

@@ -16,6 +16,7 @@ from gem_policy.wrappers.policy_wrapper import (
     PolicySource,
     PolicyWrapper,
     read_actions,
+    resets_next,
     write_actions,
 )
 from gem_policy.wrappers.records import Record, add, first, spread
@@ -80,8 +81,9 @@ class SupportMonitor(PolicyWrapper):
             },
         }
 
-    After a reset there is no action to judge: the numbers are NaN, components -1; as they are
-    after a step from an observation, or with an action, that is not finite.
+    After a reset, also of a `gymnasium.wrappers.Autoreset` inside, there is no action to judge: the
+    numbers are NaN, components -1; as they are after a step from an observation, or with an action,
+    that is not finite.
 
     Args:
         env: The environment; its spaces must be the policy's.
@@ -123,9 +125,10 @@ class SupportMonitor(PolicyWrapper):
             SpaceError: The action has another shape than the action space.
             ResetNeeded: Nobody has called reset.
         """
-        given = read_actions(action, self.policy, ())
-        record = first(judge(self.policy, self._seen(), given))
+        given, rows = read_actions(action, self.policy, ()), self._seen()
+        ignored = resets_next(self.env)
+        record = unjudged(self.policy, 1) if ignored else judge(self.policy, rows, given)
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._remember(observation)
-        add(info, record)
+        add(info, first(record))
         return observation, reward, terminated, truncated, info

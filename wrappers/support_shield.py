@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gem_policy.config import require, require_number
+from gem_policy.config import plain, require, require_number
 from gem_policy.errors import SupportError
 from gem_policy.policy import GEMPolicy
 from gem_policy.wrappers.policy_wrapper import (
@@ -20,10 +20,12 @@ from gem_policy.wrappers.policy_wrapper import (
     PolicyWrapper,
     read_actions,
     require_finite,
+    resets_next,
     write_actions,
 )
 from gem_policy.wrappers.records import Array, Record, add, first, spread
 
+Percentile = float | np.floating[Any] | np.integer[Any]
 MODES = ("replace", "nearest", "refuse")
 
 
@@ -44,10 +46,10 @@ class Shield:
         ConfigError: The threshold is outside [0, 100] or there is no such mode.
     """
 
-    def __init__(self, policy: GEMPolicy, envs: int, percentile: float, mode: str) -> None:
-        require_number("percentile", percentile, "a number in [0, 100]", 0, 100)
+    def __init__(self, policy: GEMPolicy, envs: int, percentile: Percentile, mode: str) -> None:
+        self.policy, self.percentile, self.mode = policy, plain(percentile), mode
+        require_number("percentile", self.percentile, "a number in [0, 100]", 0, 100)
         require(mode in MODES, "mode", mode, f"in {MODES}")
-        self.policy, self.percentile, self.mode = policy, percentile, mode
         self.steps = self.interventions = 0
         self._episode = np.zeros((2, envs), dtype=np.int64)  # steps, interventions
 
@@ -218,8 +220,9 @@ class SupportShield(PolicyWrapper):
             "interventions": int,  # of this episode, up to now
         }
 
-    and after a reset the same entries, with counts of 0 and blanks. ``env.shield.steps`` and
-    ``env.shield.interventions`` count over all episodes.
+    and after a reset the same entries, with counts of 0 and blanks; also after the step that is a
+    reset of a `gymnasium.wrappers.Autoreset` inside, which ignores the action. ``env.shield.steps``
+    and ``env.shield.interventions`` count over all episodes.
 
     Whoever records transitions outside of this wrapper records what was asked for, not what was
     done: put Minari's DataCollector inside, or take ``executed``.
@@ -250,18 +253,20 @@ class SupportShield(PolicyWrapper):
         self,
         env: gym.Env[Any, Any],
         policy: PolicySource,
-        percentile: float = 1.0,
+        percentile: Percentile = 1.0,
         mode: str = "replace",
         selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(env, policy, selection, percentile=percentile, mode=mode)
         self.shield = Shield(self.policy, 1, percentile, mode)
+        self._over = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and the counts of the episode."""
         observation, info = super().reset(seed=seed, options=options)
+        self._over = False
         self.shield.begin(np.ones(1, dtype=np.bool_))
         add(info, first(self.shield.blank()))
         return observation, info
@@ -275,13 +280,18 @@ class SupportShield(PolicyWrapper):
                 that it answers to is not finite.
             ResetNeeded: Nobody has called reset.
         """
-        given = read_actions(action, self.policy, ())
-        executed, stopped, record = self.shield.guard(
-            self._seen(), given, np.ones(1, dtype=np.bool_)
-        )
-        observation, reward, terminated, truncated, info = self.env.step(
-            executed[0] if stopped[0] else action
-        )
+        given, rows = read_actions(action, self.policy, ()), self._seen()
+        active = np.ones(1, dtype=np.bool_)
+        if self._over:  # nobody called reset: the environment resets itself
+            self._over = False
+            self.shield.begin(active)
+        if resets_next(self.env):
+            sent, record = action, self.shield.blank()
+        else:
+            executed, stopped, record = self.shield.guard(rows, given, active)
+            sent = executed[0] if stopped[0] else action
+        observation, reward, terminated, truncated, info = self.env.step(sent)
+        self._over = bool(terminated or truncated)
         self._remember(observation)
         add(info, first(record))
         return observation, reward, terminated, truncated, info

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gem_policy.config import (
-    plain,
+    make_plain,
     require,
     require_choice,
     require_count,
@@ -128,7 +128,7 @@ class TrainConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        plain(self)
+        make_plain(self)
         require_count("seed", self.seed, 0, 2**24 - 1)  # it shares 32 bits with the phase
         for name in ("behavior_updates", "value_updates", "critic_updates", "actor_updates"):
             require_count(name, getattr(self, name), 0)

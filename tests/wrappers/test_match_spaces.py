@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import DtypeObservation, FlattenObservation
 from wrappers_fakes import ACTIONS, GOALS, Pond, random_policy, roll
 
 from gem_policy import wrappers
@@ -66,6 +66,12 @@ DIFFERENT = {
     "extra key": (Dict({"o": box(4)}), Dict({"o": box(4), "p": box(1)}), "key 'p' is not expected"),
     "inner": (Dict({"o": box(4)}), Dict({"o": box(5)}), "observation/o: expected 4 numbers"),
     "bounds": (box(2, low=-1, high=1), box(2, low=-1, high=3), r"first number 0.*\[-1, 3\]"),
+    "bounds, by little": (
+        box(2, low=-4.8, high=4.8),
+        box(2, dtype=np.float32, low=-4.8, high=4.801),
+        r"2 of 2 .*first number 0.*\[-4.8, 4.801\]",
+    ),
+    "no bounds": (box(2, low=-1, high=1), box(2, dtype=np.float32), r"2 of 2 .*\[-inf, inf\]"),
     "dtype": (Box(0, 9, (2,), np.int64), box(2, low=1, high=2), "expected dtype int64, got float"),
     "kind": (box(1), Discrete(3), "observation: .*Discrete"),
 }
@@ -156,3 +162,108 @@ def test_twin_does_what_singles_do(pair, mode):
         if "final_obs" in theirs[-1]:
             for one, other in zip(ours[-1]["final_obs"], theirs[-1]["final_obs"], strict=True):
                 np.testing.assert_equal(one, other)
+
+
+class Scripted(Pond):
+    """Observes one thing after another, whatever is done."""
+
+    def __init__(self, observation_space, script):
+        super().__init__(observation_space=observation_space)
+        self.script = script
+
+    def _observation(self):
+        return gym.spaces.unflatten(self.observation_space, self.script[self.steps])
+
+
+def observed(home, policy, make, steps):
+    """What an environment shows through a MatchSpaces; of its vector twin, the only row."""
+    if home is wrappers:
+        env, action = wrappers.MatchSpaces(make(), policy), np.zeros(2)
+        return [out[0] for out in (env.reset(seed=0), *(env.step(action) for _ in range(steps)))]
+    env, action = vector.MatchSpaces(SyncVectorEnv([make]), policy), np.zeros((1, 2))
+    outs = [env.reset(seed=0), *(env.step(action) for _ in range(steps))]
+    return [next(gym.vector.utils.iterate(env.observation_space, out[0])) for out in outs]
+
+
+LIMITS = np.array([4.8, 0.7, 0.1])  # in float32: above, below and above
+SINGLE, DOUBLE = (Box(-LIMITS.astype(t), LIMITS.astype(t), dtype=t) for t in "fd")
+NEARLY = Box(SINGLE.low * np.float32(1 - 1e-6), SINGLE.high * np.float32(1 - 1e-6))
+PAIR = Dict(
+    {
+        "a": Box(-LIMITS[:2], LIMITS[:2], dtype=np.float64),
+        "b": box(1, dtype=np.float32, low=-0.1, high=0.1),
+    }
+)
+ROUNDED = {
+    "to float64": (DOUBLE, SINGLE),
+    "to float32": (SINGLE, DOUBLE),
+    "to a Dict": (PAIR, DOUBLE),
+    "from a Dict": (DOUBLE, PAIR),
+}
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize("pair", ROUNDED.values(), ids=ROUNDED)
+def test_rounded_bounds_are_kept(home, pair):
+    expected, got = pair
+    flat = gym.spaces.flatten_space(got)
+    script = [flat.high, flat.low, (flat.low / 2).astype(flat.dtype)]
+    seen = observed(home, random_policy(expected), lambda: Scripted(got, script), 2)
+    for observation, raw in zip(seen, script, strict=True):
+        assert expected.contains(observation)
+        np.testing.assert_allclose(gym.spaces.flatten(expected, observation), raw, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")  # of its own
+@pytest.mark.parametrize("home", [wrappers, vector])
+def test_the_dtype_wrapper_is_adapted(home):
+    script = [LIMITS, -LIMITS]
+
+    def make():
+        return DtypeObservation(Scripted(DOUBLE, script), np.float32)
+
+    seen = observed(home, random_policy(DOUBLE), make, 1)
+    np.testing.assert_array_equal(seen[0], np.minimum(SINGLE.high, LIMITS))
+    assert all(DOUBLE.contains(observation) for observation in seen)
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+def test_what_lies_outside_is_not_hidden(home):
+    script = [np.float32([4.9, -4.8, np.nan]), np.float32([-np.inf, 0.1, 0.11])]
+    seen = observed(home, random_policy(DOUBLE), lambda: Scripted(SINGLE, script), 1)
+    np.testing.assert_array_equal(seen[0][[0, 2]], script[0][[0, 2]])
+    np.testing.assert_array_equal(seen[1], script[1])
+
+
+def arrived(home, policy, space, action):
+    """The action that reaches the environment."""
+    inner = Pond(action_space=space)
+    env = inner if home is wrappers else SyncVectorEnv([lambda: inner])
+    env = home.MatchSpaces(env, policy)
+    env.reset(seed=0)
+    env.step(action if home is wrappers else action[None])
+    return inner.received[0]
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize("pair", [(SINGLE, DOUBLE), (DOUBLE, SINGLE), (DOUBLE, NEARLY)])
+def test_actions_within_the_policys_bounds_are_within_the_environments(home, pair):
+    ours, theirs = pair
+    policy = random_policy(action_space=ours)
+    for action in (ours.high, ours.low):
+        got = arrived(home, policy, theirs, action)
+        assert theirs.contains(got)
+        np.testing.assert_allclose(got, action, rtol=1e-5)
+    within = np.array([-0.123456789, 0.1, 1e-12])
+    np.testing.assert_array_equal(
+        arrived(home, policy, theirs, within), within.astype(theirs.dtype)
+    )
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+def test_actions_outside_of_the_policys_bounds_are_not_clipped(home):
+    policy = random_policy(action_space=SINGLE)
+    for action in (SINGLE.high * 2, np.nextafter(SINGLE.low, -np.inf, dtype=np.float32)):
+        np.testing.assert_array_equal(arrived(home, policy, DOUBLE, action), action)
+    got = arrived(home, policy, DOUBLE, np.float32([np.nan, -np.inf, 0.1]))
+    np.testing.assert_array_equal(got, [np.nan, -np.inf, 0.1])

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import Autoreset
 from wrappers_fakes import ACTIONS, Pond, plain, roll
 
 from gem_policy import wrappers
@@ -97,3 +98,40 @@ def test_twin_says_what_singles_say(mode, ever, kind):
         if mode == AutoresetMode.DISABLED and done.any():
             for env in (twin, inside):
                 env.reset(options={"reset_mask": done.copy()})
+
+
+@pytest.mark.parametrize("kind", [Pond, Quiet])
+@pytest.mark.parametrize("ever", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_an_environment_that_resets_itself_begins_anew(kind, ever, length):
+    single = wrappers.SuccessInfo(Autoreset(kind(length)), ever)
+    twin = vector.SuccessInfo(SyncVectorEnv([lambda: kind(length)]), ever)
+    results = [(single.reset(seed=0), twin.reset(seed=0))]
+    results += [(single.step(STILL), twin.step(STILL[None])) for _ in range(3 * length + 3)]
+    for one, other in results:
+        told = other[-1].get("_is_success", [False])[0]
+        assert one[-1].get("is_success") == (other[-1]["is_success"][0] if told else None)
+
+
+def test_an_environment_that_resets_itself_within_a_step_begins_anew():
+    class Again(Pond):
+        def step(self, action):
+            *rest, info = super().step(action)
+            observation = self.reset()[0] if rest[-1] else rest[0]
+            return observation, *rest[1:], info
+
+    env = wrappers.SuccessInfo(Again(3))
+    env.reset(seed=0)
+    said = [env.step(STILL)[-1]["is_success"] for _ in range(6)]
+    assert said == [False, True, True] * 2
+
+
+def test_reset_after_the_end_begins_one_episode():
+    class Early(Pond):
+        def _info(self):
+            return {"success": self.steps == 0}
+
+    env = wrappers.SuccessInfo(Early(2))
+    for _ in range(2):
+        said = [env.reset(seed=0), env.step(STILL), env.step(STILL)]
+        assert all(out[-1]["is_success"] for out in said)

@@ -221,5 +221,5 @@ def test_assess_says_what_shape_it_takes():
     policy = random_policy()
     with pytest.raises(SpaceError, match=r"\(4, candidates, 2\), got \(4, 1, 5\)"):
         policy.assess(torch.zeros(4, 3), torch.zeros(4, 1, 5))
-    with pytest.raises(SpaceError, match="`assess` takes flattened"):
+    with pytest.raises(SpaceError, match="`assess` takes.* flattened"):
         policy.assess(torch.zeros(4, 5), torch.zeros(4, 1, 2))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import Autoreset, TimeLimit
 from hypothesis import given
 from hypothesis import strategies as st
 from wrappers_fakes import Pond, random_policy, roll
@@ -242,3 +243,39 @@ def test_monitor_outside_sees_the_request_and_inside_the_deed():
     gem = inside.step(FAR)[-1]["gem"]
     assert gem["choice"]["distance"] == 0
     assert gem["shield"]["intervened"]
+
+
+def test_counts_begin_anew_where_nobody_resets():
+    env, inner, _ = shielded(length=2)
+    env = wrappers.SupportShield(Autoreset(inner), env.policy, 50)
+    env.reset(seed=0)
+    told = [env.step(FAR)[-1]["gem"]["shield"] for _ in range(7)]
+    assert [s["steps"] for s in told] == [1, 2, 0, 1, 2, 0, 1]
+    assert [s["interventions"] for s in told] == [1, 2, 0, 1, 2, 0, 1]
+    assert [s["intervened"] for s in told] == [bool(s["steps"]) for s in told]
+    assert (env.shield.steps, env.shield.interventions) == (5, 5)
+
+
+def test_nothing_passes_after_the_end_of_an_episode():
+    """Only `Autoreset` is known to ignore that action; a time limit's environment goes on."""
+    bare, far = Pond(length=99), np.copy(FAR)
+    for env in (bare, Autoreset(bare)):
+        env = wrappers.SupportShield(TimeLimit(env, 2), random_policy(), 50)
+        env.reset(seed=0)
+        told = [env.step(far)[-1]["gem"]["shield"] for _ in range(4)]
+        assert [s["steps"] for s in told] == [1, 2, 1, 1]  # every step is the last one of all
+        assert all(s["intervened"] for s in told)
+    assert not any(np.array_equal(action, far) for action in bare.received)
+
+
+def test_what_is_refused_in_a_new_episode_counts_in_it():
+    env, inner, policy = shielded("refuse", length=1)
+    observation, _ = env.reset(seed=0)
+    env.step(policy.predict(observation, deterministic=True)[0])
+    for _ in range(2):
+        with pytest.raises(SupportError):
+            env.step(FAR)
+    observation = inner._observation()
+    good, _ = policy.predict(observation, deterministic=True)
+    shield = env.step(good)[-1]["gem"]["shield"]
+    assert (shield["steps"], shield["interventions"]) == (3, 2)

@@ -7,14 +7,27 @@ import copy
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.utils.env_checker import check_env
-from wrappers_fakes import ACTIONS, Pond, random_policy, roll, write_policy
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import Autoreset, FlattenObservation, NormalizeObservation
+from wrappers_fakes import (
+    ACTIONS,
+    GOALS,
+    GoalPond,
+    Pond,
+    plain,
+    random_policy,
+    roll,
+    write_policy,
+)
 
 from gem_policy import GEMPolicy, wrappers
-from gem_policy.errors import CheckpointError, ConfigError, GEMError, SpaceError
+from gem_policy.errors import CheckpointError, ConfigError, GEMError, GEMWarning, SpaceError
 from gem_policy.wrappers import vector
+from gem_policy.wrappers.policy_wrapper import read_numbers
 
 UNIT = Box(-1.0, 1.0, (2,), np.float32)
 SINGLES = [getattr(wrappers, name) for name in wrappers.__all__]
@@ -148,14 +161,198 @@ def test_reset_comes_first(home, wrapper):
 
 
 @pytest.mark.parametrize("home", [wrappers, vector])
-@pytest.mark.parametrize("wrapper", GUARDS)
+@pytest.mark.parametrize("wrapper", [*GUARDS, wrappers.MatchSpaces])
 def test_wrong_action_says_its_shape(home, wrapper):
     env = Pond() if home is wrappers else gym.vector.SyncVectorEnv([Pond, Pond])
     wrapped = getattr(home, wrapper.__name__)(env, random_policy())
     wrapped.reset(seed=0)
-    for action in (np.zeros(5), "left", [[0.0]], None):
-        with pytest.raises(SpaceError):
+    for action in (np.zeros(5), "left", [[0.0]], None, [None, None], [["a", "b"]] * 2, [[1], 2]):
+        with pytest.raises(SpaceError, match="(?i)action|rank"):
             wrapped.step(action)
+
+
+GIVEN = np.array([[0.75, -1.5], [0.25, 0.5]], dtype=np.float32)
+FORMS = {
+    "reversed": lambda a: np.flip(np.flip(a).copy()),
+    "big-endian": lambda a: a.astype(">f4"),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), np.float32).reshape(a.shape),
+    "list": lambda a: a.tolist(),
+    "list of arrays": list,
+    "float16": lambda a: a.astype(np.float16),
+    "tensor": torch.from_numpy,
+}
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("SupportMonitor", {}),
+        ("SupportShield", {"percentile": 0}),
+        ("SupportShield", {"percentile": 100}),  # replaces everything
+        ("MatchSpaces", {}),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_accepted_forms_of_an_action(home, name, own, form):
+    def results(actions):
+        inner = [Pond(), Pond()]
+        env = inner[0] if home is wrappers else SyncVectorEnv([lambda e=e: e for e in inner])
+        env = getattr(home, name)(env, random_policy(), **own)
+        env.reset(seed=0)
+        out = env.step(actions)
+        return plain(out), plain([np.array(e.received, np.float32) for e in inner])
+
+    given = GIVEN[0] if home is wrappers else GIVEN
+    assert results(form(given.copy())) == results(given.copy())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *FORMS.values(),
+        lambda a: a,
+        lambda a: torch.from_numpy(a).requires_grad_(),
+        lambda a: torch.from_numpy(a).bfloat16(),
+    ],
+)
+def test_actions_are_read_as_new_arrays(form):
+    given = GIVEN.copy()
+    read = read_numbers(form(given), np.float32, (2, 2))
+    given[:] = 0
+    assert plain(read) == plain(GIVEN)
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize("name", ["SupportMonitor", "SupportShield"])
+def test_an_action_beyond_single_precision_is_judged(home, name):
+    class Careful(Pond):
+        def step(self, action):
+            return super().step(np.clip(action, -1, 1))
+
+    env = Careful() if home is wrappers else SyncVectorEnv([Careful])
+    env = getattr(home, name)(env, random_policy())
+    env.reset(seed=0)
+    action = np.array([1e300, 0.0])
+    gem = env.step(action if home is wrappers else action[None])[-1]["gem"]
+    assert np.isnan(gem.get("shield", gem)["percentile"])
+
+
+class Diverging(Pond):
+    """Ends in what only an ignored action can answer to."""
+
+    def _observation(self):
+        return np.full(3, np.inf) if self.steps == self.length else super()._observation()
+
+
+@pytest.mark.parametrize("wrapper", GUARDS)
+@pytest.mark.parametrize("kind", [Pond, Diverging])
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_environment_that_resets_itself_is_a_row_of_its_twin(wrapper, kind, length):
+    """An agent that never calls reset: in the step that is a reset, its action means nothing."""
+    policy, own = random_policy(), OTHER_ARGUMENTS.get(wrapper.__name__, {})
+    single = wrapper(Autoreset(kind(length)), policy, **own)
+    twin = getattr(vector, wrapper.__name__)(SyncVectorEnv([lambda: kind(length)]), policy, **own)
+    expected, got = twin.reset(seed=0), single.reset(seed=0)
+    single.action_space.seed(0)
+    for _ in range(3 * length):
+        assert plain(got[0]) == plain(expected[0][0])
+        compare(got[-1]["gem"], expected[-1]["gem"])
+        action = single.action_space.sample()
+        got, expected = single.step(action), twin.step(np.asarray(action)[None])
+        assert plain(got[1:4]) == plain([entry.tolist()[0] for entry in expected[1:4]])
+
+
+def compare(single, rows):
+    """A record is the first row of another."""
+    assert set(single) == set(rows)
+    for key, value in single.items():
+        if isinstance(value, dict):
+            compare(value, rows[key])
+        else:
+            np.testing.assert_equal(value, rows[key][0])
+
+
+NUMBERS = {
+    "CandidateChoice": ({"candidates": np.int64(3)}, {"candidates": 3}),
+    "SupportShield": ({"percentile": np.float32(12.5)}, {"percentile": 12.5}),
+    "SupportMonitor": ({"selection": {"kappa": np.float32(2)}}, {"selection": {"kappa": 2.0}}),
+    "MatchSpaces": ({"selection": {"candidates": np.int8(2)}}, {"selection": {"candidates": 2}}),
+    "SuccessInfo": ({"ever": np.bool_(False)}, {"ever": False}),
+}
+
+
+@pytest.mark.parametrize("wrapper", SINGLES)
+def test_numbers_of_numpy_are_recorded_as_plain_ones(wrapper, tmp_path):
+    given, meant = NUMBERS[wrapper.__name__]
+    path = {} if wrapper is wrappers.SuccessInfo else {"policy": write_policy(tmp_path)}
+    wrapped = wrapper(gym.make("GemPond-v0"), **path, **given)
+    expected = wrapper(gym.make("GemPond-v0"), **path, **meant)
+    assert plain(wrapped._saved_kwargs) == plain(expected._saved_kwargs)
+    assert wrapped.spec.to_json() == expected.spec.to_json()
+    assert type(gym.make(EnvSpec.from_json(wrapped.spec.to_json()))) is wrapper
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+def test_numbers_of_numpy_mean_what_they_say(home):
+    def wrapped(name, *policy):
+        env = Pond() if home is wrappers else SyncVectorEnv([Pond])
+        return getattr(home, name)(env, *policy, **NUMBERS[name][0])
+
+    choice = wrapped("CandidateChoice", random_policy())
+    assert plain(choice.candidates) == plain(3)
+    space = choice.action_space if home is wrappers else choice.single_action_space
+    assert space == gym.spaces.Discrete(3)
+    assert plain(wrapped("SupportShield", random_policy()).shield.percentile) == plain(12.5)
+    success = wrapped("SuccessInfo")
+    success.reset(seed=0)
+    still = np.zeros(2) if home is wrappers else np.zeros((1, 2))
+    said = [success.step(still)[-1]["is_success"] for _ in range(3)]
+    assert [bool(s) for s in said] == [False, True, False]
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("CandidateChoice", {"candidates": np.int64(0)}),
+        ("SupportShield", {"percentile": np.float32(101)}),
+    ],
+)
+def test_numbers_of_numpy_are_checked(home, name, own):
+    env = Pond() if home is wrappers else SyncVectorEnv([Pond])
+    with pytest.raises(ConfigError, match=next(iter(own))):
+        getattr(home, name)(env, random_policy(), **own)
+
+
+SINGLE_PRECISION = Box(-np.inf, np.inf, (3,), np.float32)
+
+
+@pytest.mark.parametrize("home", [wrappers, vector])
+@pytest.mark.parametrize("wrapper", [*GUARDS, wrappers.MatchSpaces])
+def test_observations_that_are_normalized_already_are_told(home, wrapper):
+    policy = random_policy(SINGLE_PRECISION)
+    env = NormalizeObservation(Pond()) if home is wrappers else SyncVectorEnv([Pond, Pond])
+    if home is vector:
+        env = gym.wrappers.vector.NormalizeObservation(env)
+    with pytest.warns(GEMWarning, match="normalized twice. Leave NormalizeObservation out"):
+        getattr(home, wrapper.__name__)(env, policy)
+
+
+def test_normalizing_is_found_deep_inside():
+    def make():
+        return FlattenObservation(NormalizeObservation(FlattenObservation(GoalPond())))
+
+    outside = gym.wrappers.vector
+    flat = outside.FlattenObservation(SyncVectorEnv([GoalPond]))
+    for home, env in (
+        (wrappers, make()),
+        (vector, SyncVectorEnv([make])),
+        (vector, outside.FlattenObservation(SyncVectorEnv([make]))),
+        (vector, outside.FlattenObservation(outside.NormalizeObservation(flat))),
+    ):
+        with pytest.warns(GEMWarning, match="normalized twice"):
+            home.MatchSpaces(env, random_policy(GOALS))
 
 
 def test_observation_written_in_place_is_still_judged_right():

@@ -9,8 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from gem_policy.config import require_count
-from gem_policy.wrappers.candidate_choice import pick, read_ranks, unpicked
+from gem_policy.wrappers.candidate_choice import Count, pick, read_count, read_ranks, unpicked
 from gem_policy.wrappers.policy_wrapper import PolicySource
 from gem_policy.wrappers.records import Record
 from gem_policy.wrappers.vector.episodes import Flags, Step, Vectors
@@ -41,12 +40,11 @@ class CandidateChoice(PolicyWrapper):
         self,
         env: Vectors,
         policy: PolicySource,
-        candidates: int | None = None,
+        candidates: Count | None = None,
         selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(env, policy, selection)
-        self.candidates = self.policy.selection.candidates if candidates is None else candidates
-        require_count("candidates", self.candidates)
+        self.candidates = read_count(candidates, self.policy)
         self.single_action_space = gym.spaces.Discrete(self.candidates)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from gem_policy.wrappers.match_spaces import convert, require_matching
+from gem_policy.wrappers.match_spaces import convert, convert_action, require_matching
 from gem_policy.wrappers.policy_wrapper import PolicySource, take_policy
 from gem_policy.wrappers.vector.episodes import EpisodeWrapper, Flags, Step, Vectors
 
@@ -33,7 +33,7 @@ class MatchSpaces(EpisodeWrapper):
         self, env: Vectors, policy: PolicySource, selection: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(env)
-        self.policy = take_policy(policy, selection)
+        self.policy = take_policy(env, policy, selection)
         self._box = require_matching(
             self.policy, env.single_observation_space, env.single_action_space
         )
@@ -43,8 +43,12 @@ class MatchSpaces(EpisodeWrapper):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     def step(self, actions: Any) -> Step:
-        """Step with actions of the policy's action space."""
-        given = np.asarray(actions, self._box.dtype).reshape(self.num_envs, *self._box.shape)
+        """Step with actions of the policy's action space.
+
+        Raises:
+            SpaceError: The actions are no numbers, or have another shape than the action space.
+        """
+        given = convert_action(self.policy.action_space, self._box, actions, (self.num_envs,))
         observations, rewards, terminations, truncations, infos = self.env.step(given)
         if "final_obs" in infos:
             final = infos["final_obs"]

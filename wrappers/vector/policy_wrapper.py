@@ -33,7 +33,7 @@ class PolicyWrapper(EpisodeWrapper, abc.ABC):
         self, env: Vectors, policy: PolicySource, selection: Mapping[str, Any] | None
     ) -> None:
         super().__init__(env)
-        self.policy = take_policy(policy, selection)
+        self.policy = take_policy(env, policy, selection)
         require_same_spaces(
             self.policy,
             env.single_observation_space,

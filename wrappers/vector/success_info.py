@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gem_policy.config import plain
 from gem_policy.wrappers.vector.episodes import EpisodeWrapper, Flags, Step, Vectors
 
 
@@ -27,9 +28,9 @@ class SuccessInfo(EpisodeWrapper):
         SpaceError: The environment names no autoreset mode.
     """
 
-    def __init__(self, env: Vectors, ever: bool = True) -> None:
+    def __init__(self, env: Vectors, ever: bool | np.bool_ = True) -> None:
         super().__init__(env)
-        self._ever = ever
+        self._ever = plain(ever)
         self._said: Flags = np.zeros(self.num_envs, np.bool_)
         self._succeeded: Flags = np.zeros(self.num_envs, np.bool_)
 

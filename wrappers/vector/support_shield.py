@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gem_policy.wrappers.policy_wrapper import PolicySource, read_actions
+from gem_policy.wrappers.policy_wrapper import PolicySource, read_actions, read_numbers
 from gem_policy.wrappers.records import Record
-from gem_policy.wrappers.support_shield import Shield
+from gem_policy.wrappers.support_shield import Percentile, Shield
 from gem_policy.wrappers.vector.episodes import Flags, Step, Vectors
 from gem_policy.wrappers.vector.policy_wrapper import PolicyWrapper
 
@@ -41,7 +41,7 @@ class SupportShield(PolicyWrapper):
         self,
         env: Vectors,
         policy: PolicySource,
-        percentile: float = 1.0,
+        percentile: Percentile = 1.0,
         mode: str = "replace",
         selection: Mapping[str, Any] | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class SupportShield(PolicyWrapper):
         if active.any():
             executed, stopped, record = self.shield.guard(rows[active], given[active], active)
             if stopped.any():
-                sent = np.array(actions, dtype=self.policy.action_space.dtype)
+                sent = read_numbers(actions, self.policy.action_space.dtype, tuple(given.shape))
                 sent[np.flatnonzero(active)[stopped]] = executed[stopped]
         observations, rewards, terminations, truncations, infos = self.env.step(sent)
         begun = self._over(terminations, truncations)
