@@ -121,6 +121,14 @@ def changed(selection: dict[str, Any]) -> str:
     return "".join(f" --set {k}={json.dumps(v)}" for k, v in differ.items())
 
 
+def starts(document: dict[str, Any]) -> str:
+    """How the episodes of a report start."""
+    told = f"environment i of {document['envs']} seeded with\n{document['seed']} + i"
+    return (
+        document["starts"].replace("seed", str(document["seed"])) if "starts" in document else told
+    )
+
+
 def card(name: str, loaded: files.Checkpoint, document: dict[str, Any]) -> str:
     """The card of a policy."""
     p, spec = loaded.provenance, document["environment"]
@@ -148,8 +156,9 @@ policy = GEMPolicy.load("{name}")
 - Default selection: {settings(selection)}
 
 ## Results
-{document["episodes"]} episodes per row, environment i of {document["envs"]} seeded with
-{document["seed"]} + i; mean with 95 % bootstrap interval. No setting was chosen on these seeds.
+{document["episodes"]} episodes per row, {
+        starts(document)
+    }; mean with 95 % bootstrap interval. No setting was chosen on these seeds.
 {
         "Decided for all environments at once, which is `predict` up to rounding. "
         * document.get("batched", False)

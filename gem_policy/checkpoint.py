@@ -297,12 +297,18 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
         raise CheckpointError(f"Could not write {folder}: {error}. Nothing was changed.") from error
     try:
         write_atomically(folder / WEIGHTS_FILE, content)
-    except CheckpointError:
+    except BaseException:  # an interruption, too: the old weights may not describe themselves
         if before is not None:
             with contextlib.suppress(CheckpointError):
                 write_atomically(config, before)
         raise
-    write_atomically(config, text.encode())
+    try:
+        write_atomically(config, text.encode())
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The policy was written to {folder}, but not the {CONFIG_FILE} beside it, which other "
+            f"tools read: {error.__cause__}."
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -349,8 +355,7 @@ def _load(path: Path) -> Checkpoint:
     file, sidecar = path, None
     if path.is_dir():
         file, config = path / WEIGHTS_FILE, path / CONFIG_FILE
-        if config.is_file():
-            sidecar = _read_json(config)
+        sidecar = _read_json(config)
     if not file.is_file():
         raise CheckpointError(
             f"There is no checkpoint at {file}. Give a .safetensors file, a folder with "
@@ -400,7 +405,10 @@ def _document(metadata: Mapping[str, str] | None, sidecar: Any, file: Path) -> A
 
 
 def _read_json(path: Path) -> Any:
+    """What a file holds, or None where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        return None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}.") from error

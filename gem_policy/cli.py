@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gem_policy._version import __version__
-from gem_policy.errors import ConfigError, GEMError
+from gem_policy.errors import ConfigError, DependencyError, GEMError
 
 if TYPE_CHECKING:
     from gem_policy.evaluate import ReportRow
@@ -28,6 +28,10 @@ app.add_typer(datasets, name="datasets")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="What registers an environment of your own."),
+]
 
 
 def main() -> None:
@@ -92,6 +96,23 @@ def info(name: str, as_json: Json = False) -> None:
     Console().print(table)
     for row in provenance.get("evaluation", {}).get("rows", []):
         print(f"{row['label']:28} {_row_text(row['summary'])}")
+
+
+def import_modules(names: list[str] | None) -> None:
+    """Import what the user names, from the working directory too.
+
+    Raises:
+        DependencyError: There is no such module.
+    """
+    import importlib
+
+    if names:
+        sys.path.insert(0, "")
+    for name in names or []:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise DependencyError(f"--import {name}: {error}.") from error
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
@@ -164,6 +185,7 @@ def evaluate(
         typer.Option(help="Decide for all environments at once: faster, the same up to rounding."),
     ] = False,
     device: Device = "auto",
+    import_: Imports = None,
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
     from gem_policy.config import require_count
@@ -180,6 +202,7 @@ def evaluate(
         write_document,
     )
 
+    import_modules(import_)
     require_count("episodes", episodes)
     require_count("envs", envs)
     require_count("seed", seed, 0)
@@ -323,6 +346,7 @@ def train(
     compiled: Annotated[
         bool, typer.Option(help="Have torch.compile make the updates' code: faster, after a while.")
     ] = False,
+    import_: Imports = None,
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count
@@ -339,6 +363,7 @@ def train(
     )
     from gem_policy.training.run_folder import held
 
+    import_modules(import_)
     settings = gather_settings(config, set_ or [], seed)
     first = settings.train.seed
     if seeds is not None:
@@ -434,10 +459,12 @@ def doctor(
     download: Annotated[bool, typer.Option(help="Fetch the dataset if it is not here.")] = False,
     simulate: Annotated[bool, typer.Option(help="Replay some steps in the environment.")] = True,
     as_json: Json = False,
+    import_: Imports = None,
 ) -> None:
     """Look for everything that is wrong with a dataset; exit code 1 if training is not advised."""
     from gem_policy.training.doctor import examine
 
+    import_modules(import_)
     report = examine(dataset, download=download, simulate=simulate)
     print(json.dumps(report.to_dict(), indent=1) if as_json else report)
     if not report.healthy:

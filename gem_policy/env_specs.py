@@ -23,20 +23,33 @@ from gem_policy.errors import DependencyError, SpaceError
 _REGISTRARS = ("gymnasium_robotics",)
 # Packages whose wrappers are imported if a description asks for them.
 _WRAPPERS = ("gymnasium.", "gem_policy.")
+_OURS = "gem_policy.wrappers"
+_FITTING = "MatchSpaces"  # of ours, the one in which the policy has no say
+# What Gymnasium below 1.0 wrote besides.
+_OF_OLD = ("autoreset", "apply_api_compatibility")
 
 
 def read_spec(document: object) -> EnvSpec:
     """The description of an environment, from JSON text or the object in it.
 
-    Without wrappers that hold a policy: see `without_policies`.
+    Without wrappers that hold a policy: see `without_policies`; and of Gymnasium below 1.0 too.
 
     Raises:
         SpaceError: It is none.
     """
     try:
         told: Any = json.loads(document) if isinstance(document, str) else document
-        spec = EnvSpec.from_json(json.dumps(without_policies(told)))
-    except (ValueError, TypeError, KeyError, AttributeError, gym.error.Error) as error:
+        kept = [w for w in told.get("additional_wrappers") or [] if not _holds_a_policy(w)]
+        current = {key: value for key, value in told.items() if key not in _OF_OLD}
+        spec = EnvSpec.from_json(json.dumps({**current, "additional_wrappers": kept}))
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        gym.error.Error,
+    ) as error:
         raise SpaceError(
             f"{str(document)[:200]!r} does not describe an environment: {error!r}. Build the "
             "environment yourself."
@@ -50,18 +63,36 @@ def without_policies(document: dict[str, Any]) -> dict[str, Any]:
     """The description without those of our own wrappers that hold a policy.
 
     They are recorded with the data of whoever acted in them. Another policy's environment is none
-    in which that policy has a say: a shield would earn the returns of what is to be scored.
+    in which that policy has a say: a shield would earn the returns of what is to be scored. Of a
+    `MatchSpaces`, which only fits spaces, it stays that there was one; see `fits_spaces`.
     """
     found = document.get("additional_wrappers")
     if not found:
         return document
+    blank = {"policy": None, "selection": None}
     kept = [
-        wrapper
+        {**wrapper, "kwargs": blank} if _holds_a_policy(wrapper) else wrapper
         for wrapper in found
-        if not str(wrapper["entry_point"]).startswith("gem_policy.wrappers")
-        or "policy" not in (wrapper["kwargs"] or {})
+        if not _holds_a_policy(wrapper) or wrapper["name"] == _FITTING
     ]
     return {**document, "additional_wrappers": kept}
+
+
+def fits_spaces(document: object) -> bool:
+    """Whether the environment's spaces were fitted to a policy's, as `MatchSpaces` does.
+
+    Args:
+        document: One that `read_spec` can read.
+    """
+    told: Any = json.loads(document) if isinstance(document, str) else document
+    found = told.get("additional_wrappers") or []
+    return any(_holds_a_policy(w) and w["name"] == _FITTING for w in found)
+
+
+def _holds_a_policy(wrapper: dict[str, Any]) -> bool:
+    arguments = wrapper["kwargs"]
+    ours = str(wrapper["entry_point"]).startswith(_OURS)
+    return ours and isinstance(arguments, dict) and "policy" in arguments
 
 
 def make_spec(spec: EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -78,7 +109,7 @@ def make_spec(spec: EnvSpec, **kwargs: Any) -> gym.Env[Any, Any]:
         raise DependencyError(
             f"{spec.id} cannot be made: {error}. Install its packages: "
             "pip install 'gem-policy[envs]'; for an environment of your own, import what "
-            "registers it."
+            "registers it (on the command line: --import MODULE)."
         ) from error
     except (TypeError, ValueError, AttributeError, AssertionError, gym.error.Error) as error:
         if isinstance(error, SpaceError):
@@ -105,7 +136,15 @@ def registered(spec: EnvSpec) -> EnvSpec:
                 importlib.import_module(name)
     known = gym.spec(spec.id)
     for wrapper in spec.additional_wrappers:
-        _check_wrapper(wrapper, spec.id)
+        if wrapper not in known.additional_wrappers:
+            _check_wrapper(wrapper, spec.id)
+    # Shimmy's environments make others by a name of the kind module:id, whose module they import.
+    for name, value in spec.kwargs.items():
+        if name in ("id", "env_id") and ":" in str(value):
+            raise SpaceError(
+                f"{spec.id} would import {value!r}, and a file does not decide what is imported. "
+                "Build the environment yourself."
+            )
     return replace(spec, entry_point=known.entry_point, vector_entry_point=known.vector_entry_point)
 
 

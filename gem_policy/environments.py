@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from gem_policy.env_specs import make_spec, read_spec
+from gem_policy.env_specs import fits_spaces, make_spec, read_spec
 from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import describe_difference
@@ -20,13 +20,17 @@ def evaluation_spec(provenance: Mapping[str, Any]) -> EnvSpec:
     Raises:
         SpaceError: It names none, or not in a way that can be read.
     """
-    document = provenance.get("eval_env_spec") or provenance.get("env_spec")
+    document = _description(provenance)
     if not document:
         raise SpaceError(
             "The checkpoint names no environment: its dataset did not. Build the environment "
             "yourself and use Stable-Baselines3's evaluate_policy."
         )
     return read_spec(document)
+
+
+def _description(provenance: Mapping[str, Any]) -> Any:
+    return provenance.get("eval_env_spec") or provenance.get("env_spec")
 
 
 def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -44,6 +48,10 @@ def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     spec = evaluation_spec(policy.provenance)
     env = make_spec(spec, **kwargs)
+    if fits_spaces(_description(policy.provenance)):
+        from gem_policy.wrappers import MatchSpaces
+
+        env = MatchSpaces(env, policy)
     differences = [
         *describe_difference(policy.observation_space, env.observation_space),
         *describe_difference(policy.action_space, env.action_space),

@@ -132,7 +132,8 @@ class _OwnStarts(gym.Wrapper[Any, Any, Any, Any]):
         """Reset with the next seed, which a seed given starts anew."""
         used = self._next if seed is None else seed
         self._next = None if used is None else used + self._envs
-        return self.env.reset(seed=used, options=options)
+        # As SB3 does: without options an environment need not know of them.
+        return self.env.reset(seed=used, **({"options": options} if options else {}))
 
 
 class _Watcher:

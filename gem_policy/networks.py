@@ -189,6 +189,9 @@ class Ensemble(nn.Module):
         return self.after_first(affine(inputs, self.weights[0], self.biases[0]))
 
 
+LARGE = 2**22  # numbers, 16 MiB: beyond, new memory costs more than a slow product
+
+
 def affine(
     x: Float[Tensor, "members rows inputs"],
     weight: Float[Tensor, "members inputs outputs"],
@@ -197,7 +200,7 @@ def affine(
     """Every member's linear layer."""
     if torch.compiler.is_compiling():  # the sum is then part of what comes next, here of no product
         return torch.bmm(x, weight) + bias
-    if weight.shape[-1] == 1 and x.device.type == "cpu":
+    if weight.shape[-1] == 1 and weight.shape[0] > 1 and x.device.type == "cpu":
         return _single(x, weight, bias)
     return torch.baddbmm(bias, x, weight)
 
@@ -207,12 +210,14 @@ def _single(
     weight: Float[Tensor, "members inputs 1"],
     bias: Float[Tensor, "members 1 1"],
 ) -> Float[Tensor, "members rows 1"]:
-    """`affine` with one output: a product with a single column is slow on the CPU.
+    """`affine` of several members with one output: slow on the CPU as a product with one column.
 
-    Multiplied and summed it goes backward faster, but needs room as large as the inputs. Turned
-    round, so that the single column is a row, it needs none, and only its gradients are slow.
+    Multiplied and summed it goes backward faster, but needs room as large as the inputs, of which
+    there can be too many. Turned round, so that the column is a row, only its gradients are slow.
     """
     if x.requires_grad:
+        if x.numel() > LARGE:
+            return torch.baddbmm(bias, x, weight)
         return (x * weight.mT).sum(-1, keepdim=True) + bias
     return torch.baddbmm(bias, weight.mT, x.mT).mT
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gem_policy.config import require_count
+from gem_policy.config import require_number
 from gem_policy.errors import CheckpointError, DependencyError, SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.predictor import Predictor, State
@@ -177,7 +178,7 @@ class SB3Model:
 
     def play(
         self,
-        steps: int,
+        steps: float,
         callback: BaseCallback | list[BaseCallback] | Callable[..., bool] | None = None,
         deterministic: bool = True,
     ) -> None:
@@ -192,7 +193,7 @@ class SB3Model:
         Raises:
             ConfigError: The number of steps is none.
         """
-        require_count("steps", steps)
+        require_number("steps", steps, "a finite number >= 0", 0, math.inf)
         if callback is None or isinstance(callback, list):
             called: BaseCallback = CallbackList(callback or [])
         elif isinstance(callback, BaseCallback):

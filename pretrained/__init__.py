@@ -32,5 +32,10 @@ def path(name: str) -> Path:
 
 def recipe(name: str) -> Path | None:
     """The file of a shipped recipe, or None where there is none of that name."""
-    file = Path(str(files(__name__).joinpath(f"{name}.json")))
-    return file if Path(name).name == name and file.is_file() else None
+    return Path(str(files(__name__).joinpath(f"{name}.json"))) if name in recipes() else None
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the shipped recipes, sorted."""
+    found = (entry.name for entry in files(__name__).iterdir())
+    return tuple(sorted(name.removesuffix(".json") for name in found if name.endswith(".json")))

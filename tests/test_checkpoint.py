@@ -616,7 +616,7 @@ def test_a_folder_whose_config_cannot_be_written_still_loads(
 
     def full(path: Path, content: bytes) -> None:
         if path.name == CONFIG_FILE:
-            raise CheckpointError("disk full")
+            raise CheckpointError("disk full") from OSError("disk full")
         write_atomically(path, content)
 
     with monkeypatch.context() as patch:
@@ -643,6 +643,24 @@ def test_a_folder_interrupted_between_its_files_is_one_policy(
             with pytest.raises(KeyboardInterrupt):
                 save_folder(newer, folder)
         assert_same(load(folder), older if stopped == WEIGHTS_FILE else newer)
+
+
+def test_an_interruption_leaves_what_describes_the_old_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may say nothing themselves: other tools drop it."""
+    older = load(folder)
+    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+
+    def stop(path: Path, content: bytes) -> None:
+        if path.name == WEIGHTS_FILE:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_folder(tiny_checkpoint(seed=1), folder)
+    assert_same(load(folder), older)
 
 
 def test_a_disk_that_is_full_leaves_the_old_folder(
@@ -688,6 +706,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, where: str) -> Non
 def test_a_folder_in_the_place_of_the_config_is_told(folder: Path) -> None:
     (folder / CONFIG_FILE).unlink()
     (folder / CONFIG_FILE).mkdir()
+    load(folder)
     with pytest.raises(CheckpointError, match="Could not write"):
         save_folder(tiny_checkpoint(), folder)
 

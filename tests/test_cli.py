@@ -180,6 +180,32 @@ def test_rows_join_those_that_were_played_likewise(
     assert "has rows with other ['starts']" in capsys.readouterr().err
 
 
+def test_what_registers_an_environment_is_imported_by_the_user(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "their_envs.py").write_text(
+        "import gymnasium\n"
+        "def make():\n"
+        f"    return gymnasium.make({ENV!r}, max_episode_steps=6)\n"
+        "gymnasium.register('theirs/Pole-v0', 'their_envs:make')\n"
+    )
+    made = load(shipped)
+    spec = {**made.provenance["eval_env_spec"], "id": "theirs/Pole-v0"}
+    save_folder(replace(made, provenance={"eval_env_spec": spec}), tmp_path / "theirs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    short = ["evaluate", tmp_path / "theirs", "--episodes", 1]
+    assert call(monkeypatch, *short) == 2
+    assert "--import MODULE" in capsys.readouterr().err
+    assert call(monkeypatch, *short, "--import", "no_such_module") == 2
+    assert "--import no_such_module: No module named" in capsys.readouterr().err
+    assert call(monkeypatch, *short, "--import", "their_envs") == 0
+    del gym.registry["theirs/Pole-v0"], sys.modules["their_envs"]
+
+
 @pytest.mark.parametrize(
     "description", ["x", {"id": 1}, [1], 5, {"id": "A-v0", "kwargs": {"steps": 3}}]
 )

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from fakes import tiny_policy
+from gymnasium.envs.registration import WrapperSpec
 
-from gem_policy.env_specs import make_spec, read_spec
+from gem_policy.env_specs import make_spec, read_spec, registered, without_policies
 from gem_policy.environments import make_env
 from gem_policy.errors import DependencyError, SpaceError
+from gem_policy.wrappers import MatchSpaces, SuccessInfo
 
 POLE = "InvertedPendulum-v5"
 
@@ -69,13 +72,65 @@ class Renamed(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         super().__init__(env)
 
 
+def test_wrappers_registered_under_the_id_need_no_import() -> None:
+    wrapper = WrapperSpec("Renamed", "not.imported:Renamed", {})
+    gym.register("gem-test/Wrapped-v0", lambda: gym.make(POLE), additional_wrappers=(wrapper,))
+    try:
+        found = registered(gym.spec("gem-test/Wrapped-v0"))
+        assert found.additional_wrappers == (wrapper,)
+    finally:
+        del gym.registry["gem-test/Wrapped-v0"]
+
+
+def test_environments_that_import_others_by_name_are_refused() -> None:
+    for name in ("id", "env_id"):
+        with pytest.raises(SpaceError, match="would import 'evil:CartPole-v1'"):
+            registered(read_spec(described(kwargs={name: "evil:CartPole-v1"})))
+
+
+def test_gymnasium_below_1_is_read() -> None:
+    document = described(autoreset=False, apply_api_compatibility=False)
+    del document["additional_wrappers"]
+    for told in (document, json.dumps(document)):
+        env = make_spec(read_spec(told))
+        assert env.spec is not None and env.spec.id == POLE
+        env.close()
+
+
+def test_fitted_spaces_are_fitted_to_the_new_policy(tmp_path: Path) -> None:
+    """Not to the one that the data was recorded with, whose file may be gone."""
+    env = gym.make(POLE, max_episode_steps=6)
+    box = env.action_space
+    assert isinstance(box, gym.spaces.Box) and env.observation_space.shape is not None
+    float32 = gym.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    first = tiny_policy(float32, box)
+    path = first.save(tmp_path / "secret_folder")
+    fitted = SuccessInfo(MatchSpaces(gym.make(POLE, max_episode_steps=6), str(path)))
+    assert fitted.spec is not None
+    kept = without_policies(json.loads(fitted.spec.to_json()))
+    assert "secret_folder" not in json.dumps(kept)
+    for description in (kept, json.loads(fitted.spec.to_json())):
+        policy = tiny_policy(float32, box, seed=1, provenance={"eval_env_spec": description})
+        made = make_env(policy)
+        assert made.observation_space == float32
+        observation, _ = made.reset(seed=0)
+        assert observation.dtype == np.float32
+        made.close()
+    with pytest.raises(SpaceError, match="expected dtype float32"):
+        make_env(tiny_policy(float32, box, provenance={"eval_env_spec": described()}))
+    env.close()
+    fitted.close()
+
+
 def test_code_that_moved_is_found_by_its_id() -> None:
     env = make_spec(read_spec(described(entry_point="gymnasium.envs.of_old:Pole")))
     assert type(env.unwrapped).__name__ == "InvertedPendulumEnv"
     env.close()
 
 
-@pytest.mark.parametrize("document", ["{", "x", {"id": 1}, [1], 5, described(kwargs=3)])
+@pytest.mark.parametrize(
+    "document", ["{", "x", {"id": 1}, [1], 5, described(kwargs=3), "[" * 100_000]
+)
 def test_what_describes_nothing_is_told(document: object) -> None:
     with pytest.raises(SpaceError, match="does not describe an environment"):
         make_env(tiny_policy(provenance={"eval_env_spec": document}))

@@ -74,6 +74,14 @@ def test_every_environment_starts_from_a_seed_of_its_own() -> None:
     assert sorted(records.returns) == [40, 41, 42, 43, 44, 45]
 
 
+def test_an_environment_need_not_know_of_options() -> None:
+    class Plain(ScriptedEnv):
+        def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
+            return super().reset(seed=seed)
+
+    assert len(play(Plain, episodes=3, envs=2).returns) == 3
+
+
 def test_starts_do_not_depend_on_the_episode_before() -> None:
     """Nor on how many random numbers its steps drew, which depends on who acts."""
 

@@ -11,7 +11,7 @@ from fakes import tiny_policy
 from reference import in_waves, member_outputs
 from torch.nn import functional as F
 
-from gem_policy import GEMPolicy
+from gem_policy import GEMPolicy, networks
 from gem_policy.config import NetworkConfig
 from gem_policy.errors import ConfigError
 from gem_policy.networks import affine, build_action_values, build_values, normalized, waves
@@ -83,6 +83,13 @@ def test_linear_layers_are_each_members_product(outputs: int, learned: bool) -> 
         slopes = torch.autograd.grad(out.exp().sum(), own) if learned else ()
         results.append((out, *slopes))
     torch.testing.assert_close(*results)
+    with pytest.MonkeyPatch.context() as patch:  # many rows, and a single member
+        patch.setattr(networks, "LARGE", 1)
+        torch.testing.assert_close(affine(*tensors), results[1][0])
+        one = [x[:1].clone().requires_grad_(learned) for x in tensors]
+        torch.testing.assert_close(affine(*one), results[1][0][:1])
+        large = affine(*(x.clone().requires_grad_(learned) for x in tensors))
+        torch.testing.assert_close(large, results[1][0])
     # Several seeds are trained under vmap.
     seeds = [torch.stack([x, -x]) for x in tensors]
     both = torch.vmap(affine)(*seeds)

@@ -313,8 +313,11 @@ def test_the_play_takes_what_learn_takes(tmp_path: Path) -> None:
     assert (bar.pbar.total, bar.pbar.n) == (7, 7)
     model.logger.close()
     assert (tmp_path / "progress.csv").exists()
-    with pytest.raises(ConfigError, match="`steps` must be an integer >= 1"):
-        model.play(0)
+    for steps, played in ((0, 0), (1e1, 10)):
+        model.play(steps)
+        assert model.num_timesteps == played
+    with pytest.raises(ConfigError, match="`steps` must be a finite number >= 0"):
+        model.play(-1)
 
 
 def test_a_reward_threshold_stops_the_play() -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gem_policy.config import plain, require_count
+from gem_policy.config import MAX_CANDIDATES, plain, require_count
 from gem_policy.errors import SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.wrappers.policy_wrapper import (
@@ -89,7 +89,7 @@ def read_count(candidates: Count | None, policy: GEMPolicy) -> int:
         ConfigError: It is no integer of at least 1.
     """
     count: int = policy.selection.candidates if candidates is None else plain(candidates)
-    require_count("candidates", count)
+    require_count("candidates", count, high=MAX_CANDIDATES)
     return count
 
 

@@ -80,61 +80,79 @@ def action_differences(expected: spaces.Box, got: Space) -> list[str]:
     return []
 
 
-def convert(expected: Space, got: Space, value: Any, batch: tuple[int, ...] = ()) -> Any:
-    """An element of `got`, or a batch of them, as one of `expected`.
+class Conversion:
+    """Makes elements of one observation space, or batches of them, those of another.
+
+    What lies in the one then lies in the other, also where a bound was rounded.
 
     Args:
         expected: The policy's observation space.
         got: The environment's; `differences` found none.
-        value: What the environment returned.
-        batch: () for one observation, (envs,) for a batch.
-
-    Returns:
-        What lies in `got` lies in `expected`, also where a bound was rounded.
     """
-    if isinstance(expected, spaces.Dict) and isinstance(got, spaces.Dict):
-        return {
-            key: convert(space, got.spaces[key], value[key], batch)
-            for key, space in expected.spaces.items()
-        }
-    flat = _settle(_flatten(got, value, batch), got, expected)
-    if isinstance(expected, spaces.Box):
-        return flat.reshape(*batch, *expected.shape).astype(expected.dtype)
-    out: dict[str, Any] = {}
-    start = 0
-    for path, box in leaves(expected):
-        stop = start + int(np.prod(box.shape))
-        inner = out
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        part = flat[..., start:stop].reshape(*batch, *box.shape)
-        inner[path[-1]] = part.astype(box.dtype)
-        start = stop
-    return out
+
+    def __init__(self, expected: Space, got: Space) -> None:
+        self._expected, self._got = expected, got
+        self._inner: dict[str, Conversion] | None = None
+        if isinstance(expected, spaces.Dict) and isinstance(got, spaces.Dict):
+            inner = expected.spaces.items()
+            self._inner = {key: Conversion(space, got.spaces[key]) for key, space in inner}
+        else:
+            self._settle = _Settling(got, expected)
+
+    def __call__(self, value: Any, batch: tuple[int, ...] = ()) -> Any:
+        """The observation for the policy.
+
+        Args:
+            value: What the environment returned.
+            batch: () for one observation, (envs,) for a batch.
+        """
+        if self._inner is not None:
+            return {key: part(value[key], batch) for key, part in self._inner.items()}
+        flat = self._settle(_flatten(self._got, value, batch))
+        if isinstance(self._expected, spaces.Box):
+            return flat.reshape(*batch, *self._expected.shape).astype(self._expected.dtype)
+        out: dict[str, Any] = {}
+        start = 0
+        for path, box in leaves(self._expected):
+            stop = start + int(np.prod(box.shape))
+            inner = out
+            for key in path[:-1]:
+                inner = inner.setdefault(key, {})
+            part = flat[..., start:stop].reshape(*batch, *box.shape)
+            inner[path[-1]] = part.astype(box.dtype)
+            start = stop
+        return out
 
 
-def convert_action(
-    expected: spaces.Box, got: spaces.Box, action: Any, batch: tuple[int, ...] = ()
-) -> Array:
-    """An action for `expected`, or a batch of them, as one for `got`.
+class ActionConversion:
+    """Makes actions for one box, or batches of them, actions for another.
+
+    Numbers that lie in the one lie in the other, also where a bound was rounded. Others are not
+    clipped: what becomes of them is the environment's to say.
 
     Args:
         expected: The policy's action space.
         got: The environment's; `action_differences` found none.
-        action: Array, list or tensor of shape (*batch, action size).
-        batch: () for one action, (envs,) for a batch.
-
-    Returns:
-        Numbers that lie in `expected` lie in `got`, also where a bound was rounded. Others are not
-        clipped: what becomes of them is the environment's to say.
-
-    Raises:
-        SpaceError: It is no numbers, or has another shape.
     """
-    # In the wider dtype, in which both boxes have exactly their own bounds.
-    wide = np.result_type(expected.dtype, got.dtype)
-    given = _settle(read_numbers(action, wide, (*batch, *expected.shape)), expected, got)
-    return given.astype(got.dtype).reshape(*batch, *got.shape)
+
+    def __init__(self, expected: spaces.Box, got: spaces.Box) -> None:
+        self._expected, self._got = expected, got
+        # In the wider dtype, in which both boxes have exactly their own bounds.
+        self._wide = np.result_type(expected.dtype, got.dtype)
+        self._settle = _Settling(expected, got)
+
+    def __call__(self, action: Any, batch: tuple[int, ...] = ()) -> Array:
+        """The action for the environment.
+
+        Args:
+            action: Array, list or tensor of shape (*batch, action size).
+            batch: () for one action, (envs,) for a batch.
+
+        Raises:
+            SpaceError: It is no numbers, or has another shape.
+        """
+        numbers = read_numbers(action, self._wide, (*batch, *self._expected.shape))
+        return self._settle(numbers).astype(self._got.dtype).reshape(*batch, *self._got.shape)
 
 
 def require_matching(
@@ -173,22 +191,39 @@ def _bounds(space: Space) -> tuple[Array, Array]:
 
 
 def _below(numbers: Array, bounds: Array) -> NDArray[np.bool_]:
-    """Where numbers lie below bounds by more than another dtype's rounding."""
-    below: NDArray[np.bool_] = (numbers < bounds) & ~np.isclose(numbers, bounds)
+    """Where numbers lie below bounds, by more than the rounding of single precision.
+
+    Or of half, if one has no more. Also in double precision: those bounds may have been rounded.
+    """
+    if numbers.dtype.kind == bounds.dtype.kind == "f":
+        kinds = (np.dtype(np.float32), numbers.dtype, bounds.dtype)
+        coarse = min(kinds, key=lambda kind: kind.itemsize)
+        with np.errstate(over="ignore"):
+            numbers, bounds = numbers.astype(coarse), bounds.astype(coarse)
+    below: NDArray[np.bool_] = numbers < bounds
     return below
 
 
-def _settle(numbers: Array, source: Space, target: Space) -> Array:
-    """Numbers that lie in `source` clipped to `target`, where rounding alone took them out of it.
+class _Settling:
+    """Clips numbers that lie in one space to another, where rounding alone takes them out of it.
 
     Args:
-        numbers: Shape (..., n); those outside of `source` are left as they are.
-        source: A space of n numbers.
+        source: A space of n numbers. Numbers outside of it are left as they are.
         target: One with the same bounds, but for rounding, or with wider ones.
     """
-    (low, high), (least, most) = _bounds(source), _bounds(target)
-    inside = (numbers >= low) & (numbers <= high)
-    return np.where(inside, np.minimum(np.maximum(numbers, least), most), numbers)
+
+    def __init__(self, source: Space, target: Space) -> None:
+        self._bounds, (self._least, self._most) = _bounds(source), _bounds(target)
+        low, high = self._bounds
+        self._needed = bool((low < self._least).any() or (high > self._most).any())
+
+    def __call__(self, numbers: Array) -> Array:
+        """The numbers, of shape (..., n)."""
+        if not self._needed:
+            return numbers
+        low, high = self._bounds
+        inside = (numbers >= low) & (numbers <= high)
+        return np.where(inside, np.minimum(np.maximum(numbers, self._least), self._most), numbers)
 
 
 def _flatten(space: Space, value: Any, batch: tuple[int, ...]) -> Array:
@@ -234,9 +269,11 @@ class MatchSpaces(RecordedPolicy):
         selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(env, policy, selection)
-        self._box = require_matching(self.policy, env.observation_space, env.action_space)
+        box = require_matching(self.policy, env.observation_space, env.action_space)
         self.observation_space = self.policy.observation_space
         self.action_space = self.policy.action_space
+        self._convert = Conversion(self.policy.observation_space, env.observation_space)
+        self._convert_action = ActionConversion(self.policy.action_space, box)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -251,9 +288,6 @@ class MatchSpaces(RecordedPolicy):
         Raises:
             SpaceError: The action is no numbers, or has another shape than the action space.
         """
-        given = convert_action(self.policy.action_space, self._box, action)
+        given = self._convert_action(action)
         observation, reward, terminated, truncated, info = self.env.step(given)
         return self._convert(observation), reward, terminated, truncated, info
-
-    def _convert(self, observation: Any) -> Any:
-        return convert(self.observation_space, self.env.observation_space, observation)

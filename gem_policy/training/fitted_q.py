@@ -13,6 +13,7 @@ judged by them.
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -243,7 +244,7 @@ def _warn_of_another_task(policy: GEMPolicy, dataset: Dataset) -> None:
         differ += [
             key
             for key in sorted({*first.kwargs, *second.kwargs} - {"render_mode"})
-            if first.kwargs.get(key) != second.kwargs.get(key)
+            if json.dumps(first.kwargs.get(key)) != json.dumps(second.kwargs.get(key))
         ]
         if differ:
             warnings.warn(

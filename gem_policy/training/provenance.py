@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -63,5 +64,7 @@ def _spec(text: str | None) -> Any:
     """
     if text is None:
         return None
-    document = without_policies(json.loads(text))
+    document = json.loads(text)
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # no description at all
+        document = without_policies(document)
     return document if finite(document) == document else json.dumps(document)

@@ -17,12 +17,13 @@ import torch
 
 from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_count
-from gem_policy.env_specs import make_spec
+from gem_policy.env_specs import fits_spaces, make_spec
 from gem_policy.environments import env_maker, evaluation_spec
-from gem_policy.errors import ConfigError, DependencyError, TrainingError
+from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
 from gem_policy.evaluate import rollout
 from gem_policy.policy import GEMPolicy
-from gem_policy.pretrained import recipe
+from gem_policy.pretrained import recipe, recipes
+from gem_policy.spaces import describe_difference
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.few_demonstrations import settle_decay
@@ -59,11 +60,14 @@ def _read_settings(config: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, or holds something else.
     """
-    shipped = None if config.exists() else recipe(str(config))
     try:
-        values = json.loads((shipped or config).read_text())
+        file = config if config.is_file() else recipe(str(config)) or config
+        values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{config} is no JSON file of settings: {error}.") from error
+        raise ConfigError(
+            f"{str(config)[:200]} is no JSON file of settings: {error}. The recipes that ship are "
+            f"{list(recipes())}."
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(
             f'{config} must hold a JSON object such as {{"kappa": 1.0}}, got a '
@@ -207,6 +211,23 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
         logged.finish(exit_code=int(failed))
 
 
+def _check_environment(told: Mapping[str, Any], dataset: Dataset) -> None:
+    """Make the environment that a policy will be played in, and compare its spaces."""
+    env = make_spec(evaluation_spec(told))
+    spaces = ("observation_space", "action_space")
+    differences = [
+        line
+        for name in spaces
+        for line in describe_difference(getattr(dataset, name), getattr(env, name))
+    ]
+    env.close()
+    if differences and not fits_spaces(told["eval_env_spec"]):
+        raise SpaceError(
+            f"{env} has other spaces than {dataset.id}, so that a policy trained on it cannot be "
+            "played there: " + "; ".join(differences) + ". Leave out --evaluate-every."
+        )
+
+
 def player(dataset: Dataset, config: TrainConfig, episodes: int, device: torch.device) -> Evaluate:
     """What `fit` calls to play a policy in the environment that its dataset names.
 
@@ -223,7 +244,7 @@ def player(dataset: Dataset, config: TrainConfig, episodes: int, device: torch.d
         where the environment tells of it.
 
     Raises:
-        SpaceError: The dataset names no environment.
+        SpaceError: The dataset names no environment, or one with other spaces than its own.
         DependencyError: The environment's package or Stable-Baselines3 is not installed.
         ConfigError: The number of episodes is none.
     """
@@ -233,7 +254,7 @@ def player(dataset: Dataset, config: TrainConfig, episodes: int, device: torch.d
             "Playing the policy while it is trained needs Stable-Baselines3: "
             "pip install 'gem-policy[sb3]', or leave out --evaluate-every."
         )
-    make_spec(evaluation_spec(describe(dataset, config))).close()
+    _check_environment(describe(dataset, config), dataset)
 
     def play(checkpoint: Checkpoint) -> dict[str, float]:
         policy = GEMPolicy(checkpoint, device)

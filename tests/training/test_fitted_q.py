@@ -198,6 +198,9 @@ def test_data_of_another_task_are_told() -> None:
         estimate(policy, replace(walks(5, 2), env_spec=told), [MODE], config, train=train)
 
     judge()
+    policy.provenance["env_spec"]["kwargs"]["odd"] = float("nan")
+    judge(kwargs={"maze_map": [[1, 0]], "odd": float("nan")})
+    del policy.provenance["env_spec"]["kwargs"]["odd"]
     judge(kwargs={"maze_map": [[1, 0]], "render_mode": "rgb_array"}, max_episode_steps=3)
     with pytest.warns(TrainingWarning, match=r"another environment .*\['maze_map'\] differ"):
         judge(kwargs={"maze_map": [[1, 1]]})

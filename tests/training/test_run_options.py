@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +106,12 @@ def test_a_dataset_without_environment_is_refused_before_training(tmp_path: Path
         player(data, SHORT, 0, CPU)
 
 
+def test_an_environment_of_other_spaces_is_refused_before_training(dataset: Dataset) -> None:
+    told = replace(dataset, env_spec=gym.spec("Hopper-v5").to_json(), eval_env_spec=None)
+    with pytest.raises(SpaceError, match="other spaces than .*Leave out --evaluate-every"):
+        player(told, SHORT, 2, torch.device("cpu"))
+
+
 def test_without_stable_baselines_it_is_refused_before_training(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,8 +201,11 @@ def test_a_recipe_that_ships_is_taken_by_its_name(
     assert gather_settings(Path("pointmaze"), []).train.value_steps == 32
     (tmp_path / "pointmaze").write_text('{"value_steps": 5}')
     assert gather_settings(Path("pointmaze"), []).train.value_steps == 5
-    for absent in ("pointmazy", "../pretrained/pointmaze", "/pointmaze"):
-        with pytest.raises(ConfigError, match="no JSON file of settings"):
+    (tmp_path / "pointmaze").unlink()
+    (tmp_path / "pointmaze").mkdir()  # of a run, perhaps
+    assert gather_settings(Path("pointmaze"), []).train.value_steps == 32
+    for absent in ("pointmazy", "../pretrained/pointmaze", "/pointmaze", "{" * 300):
+        with pytest.raises(ConfigError, match=r"no JSON file of settings.*\['pointmaze'\]"):
             gather_settings(Path(absent), [])
 
 

@@ -71,6 +71,12 @@ DIFFERENT = {
         box(2, dtype=np.float32, low=-4.8, high=4.801),
         r"2 of 2 .*first number 0.*\[-4.8, 4.801\]",
     ),
+    "integer bounds": (
+        Box(0, 100_000, (2,), np.int64),
+        Box(0, 100_001, (2,), np.int64),
+        r"\[0, 100000\], got \[0, 100001\]",
+    ),
+    "tiny bounds": (box(2, low=-1e-9, high=1e-9), box(2, low=-1e-9, high=9e-9), "9e-09"),
     "no bounds": (box(2, low=-1, high=1), box(2, dtype=np.float32), r"2 of 2 .*\[-inf, inf\]"),
     "dtype": (Box(0, 9, (2,), np.int64), box(2, low=1, high=2), "expected dtype int64, got float"),
     "kind": (box(1), Discrete(3), "observation: .*Discrete"),
@@ -199,6 +205,10 @@ ROUNDED = {
     "to float32": (SINGLE, DOUBLE),
     "to a Dict": (PAIR, DOUBLE),
     "from a Dict": (DOUBLE, PAIR),
+    "from float16": (
+        SINGLE,
+        Box(SINGLE.low.astype(np.float16), SINGLE.high.astype(np.float16), dtype=np.float16),
+    ),
 }
 
 
@@ -211,7 +221,9 @@ def test_rounded_bounds_are_kept(home, pair):
     seen = observed(home, random_policy(expected), lambda: Scripted(got, script), 2)
     for observation, raw in zip(seen, script, strict=True):
         assert expected.contains(observation)
-        np.testing.assert_allclose(gym.spaces.flatten(expected, observation), raw, rtol=1e-6)
+        rounding = 1e-3 if flat.dtype == np.float16 else 1e-6
+        found = gym.spaces.flatten(expected, observation)
+        np.testing.assert_allclose(found, raw, rtol=rounding)
 
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")  # of its own

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from gem_policy.wrappers.match_spaces import convert, convert_action, require_matching
+from gem_policy.wrappers.match_spaces import ActionConversion, Conversion, require_matching
 from gem_policy.wrappers.policy_wrapper import PolicySource, take_policy
 from gem_policy.wrappers.vector.episodes import EpisodeWrapper, Flags, Step, Vectors
 
@@ -34,9 +34,9 @@ class MatchSpaces(EpisodeWrapper):
     ) -> None:
         super().__init__(env)
         self.policy = take_policy(env, policy, selection)
-        self._box = require_matching(
-            self.policy, env.single_observation_space, env.single_action_space
-        )
+        box = require_matching(self.policy, env.single_observation_space, env.single_action_space)
+        self._convert = Conversion(self.policy.observation_space, env.single_observation_space)
+        self._convert_action = ActionConversion(self.policy.action_space, box)
         self.single_observation_space = self.policy.observation_space
         self.single_action_space = self.policy.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -48,13 +48,13 @@ class MatchSpaces(EpisodeWrapper):
         Raises:
             SpaceError: The actions are no numbers, or have another shape than the action space.
         """
-        given = convert_action(self.policy.action_space, self._box, actions, (self.num_envs,))
+        given = self._convert_action(actions, (self.num_envs,))
         observations, rewards, terminations, truncations, infos = self.env.step(given)
         if "final_obs" in infos:
             final = infos["final_obs"]
             infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(infos["_final_obs"]):
-                infos["final_obs"][i] = self._convert(final[i], ())
+                infos["final_obs"][i] = self._convert(final[i])
         return (
             self._convert(observations, (self.num_envs,)),
             rewards,
@@ -65,7 +65,3 @@ class MatchSpaces(EpisodeWrapper):
 
     def _began(self, observations: Any, infos: dict[str, Any], where: Flags) -> Any:
         return self._convert(observations, (self.num_envs,))
-
-    def _convert(self, observations: Any, batch: tuple[int, ...]) -> Any:
-        expected, got = self.single_observation_space, self.env.single_observation_space
-        return convert(expected, got, observations, batch)

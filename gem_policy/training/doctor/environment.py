@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from gem_policy.env_specs import registered
-from gem_policy.errors import DependencyError
+from gem_policy.env_specs import read_spec, registered
+from gem_policy.errors import DependencyError, SpaceError
 from gem_policy.training.doctor.evidence import Evidence
 from gem_policy.training.doctor.report import Finding
 
@@ -35,15 +35,9 @@ def parse(text: object) -> EnvSpec | None:
     """A specification as Minari stores it; None when absent or unreadable."""
     if not isinstance(text, str):
         return None
-    for old in (
-        '"order_enforce": true,',
-        '"apply_api_compatibility": false,',
-        '"autoreset": false, ',
-    ):
-        text = text.replace(old, "")  # fields that Gymnasium 1.0 dropped
     try:
-        return EnvSpec.from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return read_spec(text)
+    except SpaceError:
         return None
 
 
