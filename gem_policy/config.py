@@ -54,7 +54,7 @@ def require_number(name: str, value: object, expected: str, low: float, high: fl
 def require_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
     """`require` for an integer of at least ``low``, and at most ``high`` if that is given."""
     expected = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     fine = whole and value >= low and (high is None or value <= high)  # type: ignore[operator]
     require(fine, name, value, expected)
 

@@ -57,6 +57,7 @@ def expected_files() -> set[str]:
         files = [*folder.rglob("*.py")]
         if package == "gem_policy.pretrained":
             files += [file for name in POLICY_FILES for file in folder.glob(f"*/{name}")]
+            files += folder.glob("*.json")
         prefix = package.replace(".", "/")
         found |= {f"{prefix}/{file.relative_to(folder).as_posix()}" for file in files}
     return found

@@ -160,6 +160,9 @@ def _responsibilities(
     return responsibility
 
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
 class _GuidedEM(torch.autograd.Function):
     """The loss with its gradient written down: recorded call by call it takes four times as many.
 
@@ -202,7 +205,8 @@ class _GuidedEM(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
+        # Torch 2.4 takes each of them for a tensor under vmap, also where it is none; 2.7 does not.
+        ctx.set_materialize_grads(TORCH < (2, 7))
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
