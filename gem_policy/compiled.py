@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gem_policy.candidates import noise_table
+from gem_policy import candidates
 from gem_policy.errors import ConfigError
 
 T = TypeVar("T")
@@ -69,7 +69,8 @@ class Compiled(Generic[T]):
 
     def __init__(self, decide: Callable[[Tensor], T], **options: Any) -> None:
         # The draws are the same for all states: looked up once, and part of the code.
-        torch.compiler.assume_constant_result(noise_table)  # type: ignore[no-untyped-call]
+        # By its module's name: torch 2.4 puts what it found in the place of one of this module.
+        torch.compiler.assume_constant_result(candidates.noise_table)  # type: ignore[no-untyped-call]
         self._decide = compile_strictly(decide, **options)
 
     def __call__(self, observations: Float[Tensor, "*batch obs"]) -> T:
