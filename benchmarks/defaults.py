@@ -11,7 +11,8 @@ and the *_budget.json there, each written by
 with 100 episodes on HalfCheetah, whose few falls need more of them.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
-but the seed, of selection but N: what was made with earlier ones stays on record.
+but the seed, of selection but N: what was made with earlier ones stays on record. Shown apart, or
+marked, is what was played when there was no `gain_per_nat`, with else the same settings.
 
 All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it changes nothing.
 """
@@ -19,6 +20,7 @@ All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +40,8 @@ GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
 IQL = "d3rlpy IQL"
 UPDATES = (20_000, 100_000)  # of IQL's, in the short table
+BEFORE = "before `gain_per_nat`"
+MARK = "\\*"  # of a cell that is of before
 FALLS = {"halfcheetah/medium": 5000}  # returns of less are falls, which hide what every step costs
 COLUMNS = {
     "cloning (behavior sample)": "cloning, sample",
@@ -65,7 +69,7 @@ def line(record: dict[str, Any]) -> list[str]:
     cells = []
     for label in COLUMNS:
         row = row_of(record, label)
-        count = row["label"].split()[1] if label == "GEM" else ""
+        count = budget_of(row) if label == "GEM" else ""
         cells.append(f"{interval(row)} {count}".strip())
     numbers = [f"{record['updates']}", phases(record["gem_updates"])]
     seed = record["iql"]["seed"]  # of both trainings
@@ -100,9 +104,21 @@ def _short(records: list[dict[str, Any]], label: str) -> str:
         return ""
     rows = [row_of(record, label) for record in records]
     mean = np.mean([row["summary"]["return"]["mean"] for row in rows])
-    counts = {row["label"].split()[1] for row in rows if label == "GEM"}
+    counts = {budget_of(row) for row in rows if label == "GEM"}
     many = f" ({len(rows)})" if len(rows) > 1 else ""
     return f"{mean:.0f}{many} {', '.join(sorted(counts))}".strip()
+
+
+def budget_of(row: dict[str, Any]) -> str:
+    """``N=32``, and the mark where it was chosen as before."""
+    return row["label"].split()[1] + (MARK if of_before([row]) else "")
+
+
+def of_before(rows: Iterable[dict[str, Any]]) -> bool:
+    """Whether candidates were to gain something, but nothing for support that they gave up."""
+    settings = [row["settings"] for row in rows]
+    asked = [own for own in settings if own.get("gain_kappa") is not None]
+    return any(own["candidates"] > 1 and "gain_per_nat" not in own for own in asked)
 
 
 def over_iql(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -150,10 +166,12 @@ def with_defaults(document: dict[str, Any]) -> bool:
 def chooses_so(document: dict[str, Any]) -> bool:
     """Whether the policy's rows have today's settings of selection, whatever their budget.
 
-    With one candidate there is nothing to choose: such a row counts, whatever its settings.
+    With one candidate there is nothing to choose: such a row counts, whatever its settings. Those
+    of before `gain_per_nat` count too.
     """
     counts = {n: row["settings"] for n, row in curve_of(document).items() if n > 1}
-    return all(own == asdict(SelectionConfig(candidates=n)) for n, own in counts.items())
+    today = {n: asdict(SelectionConfig(candidates=n)) for n in counts}
+    return all(today[n] == {"gain_per_nat": today[n]["gain_per_nat"], **counts[n]} for n in counts)
 
 
 def gains(curves: list[Curve]) -> list[str]:
@@ -206,9 +224,13 @@ def without_falls(curves: dict[str, Curve], least: float) -> list[list[str]]:
     counts = sorted(set().union(*curves.values()))
     rows = [["training", *(f"N = {n}" for n in counts)]]
     for name, curve in curves.items():
-        returns = {n: np.array(curve[n]["episodes"]["return"]) for n in counts}
+        returns = {n: np.array(curve[n]["episodes"]["return"]) for n in counts if n in curve}
         cells = []
-        for count, many in returns.items():
+        for count in counts:
+            if count not in returns:
+                cells.append("")
+                continue
+            many = returns[count]
             both = (many >= least) & (returns[1] >= least)
             mean, error = with_error((many - returns[1])[both])
             change = f"{mean:+.1f} ± {error:.1f}, " if count > 1 else ""
@@ -251,19 +273,25 @@ def budgets() -> tuple[list[list[str]], list[list[str]], str]:
     for path, document in shown.items():
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
         name, curve = name_of(document["dataset_id"]), curves[path]
+        if of_before(curve.values()):
+            name += f", {BEFORE}"
         starts = f"{document['episodes']} from {document['seed']}"
         cells = [interval(curve[n]) if n in curve else "" for n in counts]
         full = ", ".join([name, *special])
         rows.append([full, starts, *cells, *gains([curve])])
         alike.setdefault((name, starts), {})[full] = curve
-    means, added = [], [tally(list(curves.values()))]
+    means: list[list[str]] = []
+    earlier = [curve for curve in curves.values() if of_before(curve.values())]
+    added = [tally([curve for curve in curves.values() if curve not in earlier])]
+    if earlier:
+        added.append(f"{BEFORE.capitalize()}: {tally(earlier)}")
     for (name, starts), named in alike.items():
         own = list(named.values())
         if len(own) > 1:
             cells = [mean_of(own, n) for n in counts]
             means.append([f"{name}, mean of {len(own)}", starts, *cells, *gains(own)])
-        if name in FALLS:
-            least = FALLS[name]
+        if name.split(",")[0] in FALLS:
+            least = FALLS[name.split(",")[0]]
             told = f"Less N = 1 where neither has less than {least}, and how many starts have less:"
             added += [told, markdown(without_falls(named, least))]
     return [head, *means], rows, "\n\n".join(added)
@@ -289,9 +317,16 @@ def bodies() -> tuple[str, str]:
     means, trainings, counted = budgets()
     played = f"Returns, {shown[0]['episodes']} episodes a row, from seed {shown[0]['seed']}"
     parts = (
-        [markdown(short), over_iql(groups), f"{played}. The budget:", markdown(means)],
+        [
+            markdown(short),
+            f"{MARK} {BEFORE}.",
+            over_iql(groups),
+            f"{played}. The budget:",
+            markdown(means),
+        ],
         [
             markdown([head, *(line(r) for r in shown)]),
+            f"{MARK} {BEFORE}.",
             over_iql(groups),
             f"{played}. The budget:",
             markdown([*means, *trainings]),

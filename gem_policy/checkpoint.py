@@ -39,7 +39,7 @@ from gem_policy.critics import build_critics
 from gem_policy.errors import CheckpointError, GEMError, GEMWarning
 from gem_policy.networks import build_actor, build_behavior
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -78,12 +78,18 @@ def _with_least_gain(document: dict[str, Any]) -> dict[str, Any]:
     return {"gain_unit": 0.0, **document, "selection": selection}
 
 
+def _with_gain_per_nat(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 6 says what a candidate must gain for support that it gives up; before, nothing."""
+    return {**document, "selection": {"gain_per_nat": 0.0, **document["selection"]}}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_frequencies,
     2: _with_lookahead,
     3: _with_gain_kappa,
     4: _with_least_gain,
+    5: _with_gain_per_nat,
 }
 
 
@@ -96,9 +102,10 @@ class PolicyConfig:
         selection: Default settings of selection.
         observation_space: In environment units.
         action_space: In environment units.
-        gain_unit: What ``SelectionConfig.least_gain`` counts in, in the critics' units: a typical
-            difference between the values of the data's actions. The trainer measures it; see
-            `gem_policy.training.gain_unit`. 0: not known, as in files of format 4 and before.
+        gain_unit: What ``least_gain`` and ``gain_per_nat`` of `SelectionConfig` count in, in the
+            critics' units: a typical difference between the values of the data's actions. The
+            trainer measures it; see `gem_policy.training.gain_unit`. 0: not known, as in files of
+            format 4 and before.
     """
 
     network: NetworkConfig

@@ -141,17 +141,23 @@ def number_or_none(text: str) -> float | None:
         raise ConfigError(f"--gain-kappa takes a number or none, got {text!r}.") from error
 
 
-def _check_takes_least_gain(policy: GEMPolicy, name: str) -> None:
-    """Raise a `ConfigError` where ``least_gain`` would say nothing."""
-    if policy.selection.gain_kappa is None:
-        raise ConfigError(
-            f"--least-gain has no effect on {name}: its gain_kappa is None. Give --gain-kappa too."
-        )
-    if policy.config.gain_unit == 0:
-        raise ConfigError(
-            f"--least-gain has no effect on {name}: the checkpoint does not know its unit. "
-            "`gem-policy train` measures it, for a finished run too whose folder is still there."
-        )
+def _ask_for_gains(policy: GEMPolicy, name: str, **gains: float | None) -> None:
+    """Set ``least_gain`` and the like where given; a `ConfigError` where it would say nothing."""
+    for setting, value in gains.items():
+        if value is None:
+            continue
+        option = "--" + setting.replace("_", "-")
+        if policy.selection.gain_kappa is None:
+            raise ConfigError(
+                f"{option} has no effect on {name}: its gain_kappa is None. Give --gain-kappa too."
+            )
+        if policy.config.gain_unit == 0:
+            raise ConfigError(
+                f"{option} has no effect on {name}: the checkpoint does not know its unit. "
+                "`gem-policy train` measures it, for a finished run too whose folder is still "
+                "there."
+            )
+        policy.selection = policy.selection.replace(**{setting: value})
 
 
 @app.command()
@@ -167,6 +173,10 @@ def evaluate(
     least_gain: Annotated[
         float | None,
         typer.Option(help="least_gain of all rows, in the policy's unit; 0: any gain counts."),
+    ] = None,
+    gain_per_nat: Annotated[
+        float | None,
+        typer.Option(help="gain_per_nat of all rows, in the same unit; 0: none for lost support."),
     ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also play the behavior model and the actor alone.")
@@ -217,9 +227,7 @@ def evaluate(
         acting.cuda_graph = is_current_cuda(acting.device)
     if gain_kappa:
         policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
-    if least_gain is not None:
-        _check_takes_least_gain(policy, name)
-        policy.selection = policy.selection.replace(least_gain=least_gain)
+    _ask_for_gains(policy, name, least_gain=least_gain, gain_per_nat=gain_per_nat)
     before = read_document(json_file) if append and json_file is not None else None
     rows: list[ReportRow] = []
     plan = players(

@@ -199,6 +199,11 @@ class SelectionConfig:
             units of `PolicyConfig.gain_unit`, a typical difference between the values of the data's
             actions (our choice, measured: DESIGN.md). 0, or where that unit is not known: any gain
             counts.
+        gain_per_nat: With ``gain_kappa``, what the mean of those differences must be above besides,
+            in the same unit and times ``support_weight``, for every nat of the behavior model's
+            log-density that a candidate gives up against candidate 0 (our choice, measured:
+            DESIGN.md). The more candidates, the more lie at the edges of the data, where critics
+            are wrong. 0: support counts in the score alone.
     """
 
     candidates: int = 32
@@ -212,6 +217,7 @@ class SelectionConfig:
     all_modes: bool = False
     gain_kappa: float | None = 2.0
     least_gain: float = 0.06
+    gain_per_nat: float = 0.01
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -227,6 +233,7 @@ class SelectionConfig:
                 "gain_kappa", self.gain_kappa, "a finite number >= 0, or None (null)", 0, math.inf
             )
         require_number("least_gain", self.least_gain, "a finite number >= 0", 0, math.inf)
+        require_number("gain_per_nat", self.gain_per_nat, "a finite number >= 0", 0, math.inf)
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require_choice("bound", self.bound, BOUNDS)

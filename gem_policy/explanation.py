@@ -38,7 +38,7 @@ class CandidateRow:
         q_std: Their (population) standard deviation.
         lcb: ``q_mean - kappa * q_std``.
         gain: Lower bound of what it gains over candidate 0. With ``gain_kappa``: those whose gain
-            is not above 0, or whose mean gain is not above `Explanation.least_gain`, rank behind
+            is not above 0, or whose mean gain is not above what `Explanation` says, rank behind
             candidate 0. With ``kappa`` where that is None.
         log_beta: Log density under the behavior model, in nats.
         z: ``log_beta`` standardized within the candidates.
@@ -70,12 +70,15 @@ class Explanation:
         selection: The settings.
         supported: False where no candidate had finite numbers.
         least_gain: ``selection.least_gain`` in the unit of ``q_mean``, that of the critics.
+        gain_per_nat: ``selection.gain_per_nat`` in that unit, times ``support_weight``: asked for
+            besides, for every nat that a candidate's ``log_beta`` is below that of candidate 0.
     """
 
     rows: tuple[CandidateRow, ...]
     selection: SelectionConfig
     supported: bool
     least_gain: float
+    gain_per_nat: float
 
     @classmethod
     def of(
@@ -113,7 +116,8 @@ class Explanation:
             for rank, i in enumerate(order, start=1)
         )
         least = selection.least_gain * gain_unit
-        return cls(rows, selection, bool(decision.supported), least)
+        per_nat = selection.gain_per_nat * selection.support_weight * gain_unit
+        return cls(rows, selection, bool(decision.supported), least, per_nat)
 
     @property
     def chosen(self) -> CandidateRow:
@@ -130,7 +134,8 @@ class Explanation:
         lines = [
             f"{len(self.rows)} candidates, kappa={s.kappa:g}, support_weight={s.support_weight:g}, "
             f"value_scale={s.value_scale}, bound={s.bound}, gain_kappa={s.gain_kappa}, "
-            f"least_gain={s.least_gain:g} (here {self.least_gain:.3g})",
+            f"least_gain={s.least_gain:g} (here {self.least_gain:.3g}), "
+            f"gain_per_nat={s.gain_per_nat:g} (here {self.gain_per_nat:.3g})",
             " ".join(f"{c:>9}" for c in (*_COLUMNS, "support%")) + "  action",
         ]
         for row in self.rows:

@@ -73,17 +73,14 @@ class PairedBound:
     """Lower bound of each member's difference to its own value of candidate 0 (our choice).
 
     What a member gets wrong about the whole state cancels, and what is left is how well the members
-    agree on which of the two is better. The bound lies at least ``least`` below the mean.
+    agree on which of the two is better.
     """
 
     kappa: float = 1.0
-    least: float = 0.0
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """The lower confidence bound of every candidate's gain over candidate 0."""
-        q, first = candidates.q, first_finite(candidates.q)
-        reference = q.gather(-1, first.expand(q.shape[0], *first.shape))
-        return lower_bound(q - reference, self.kappa, self.least)
+        return lower_bound(gains(candidates.q, first_finite(candidates.q)), self.kappa)
 
 
 @dataclass(frozen=True)
@@ -122,8 +119,10 @@ class Improving:
     """Another rule's scores, with candidates that may not replace candidate 0 behind it.
 
     A candidate may only where the lower bound of its gain over candidate 0 is above 0 and its mean
-    gain above ``least`` (our choice): a best score alone can be that of a candidate which is merely
-    well supported, and members that share an error agree on gains which are none. Among themselves
+    gain above ``least``, and above ``per_nat`` more for every nat of the behavior model's
+    log-density that it gives up against candidate 0 (our choice): a best score alone can be that of
+    a candidate which is merely well supported, members that share an error agree on gains which are
+    none, and the best of many is the more overrated the fewer data are around it. Among themselves
     the others keep their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it
     out where all candidates are fresh draws.
     """
@@ -131,11 +130,16 @@ class Improving:
     base: ScoringRule
     kappa: float = 2.0
     least: float = 0.0
+    per_nat: float = 0.0
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """Scores; candidate 0's own, and those of better ones, as they are."""
         scores, first = self.base(candidates), first_finite(candidates.q)
-        allowed = (PairedBound(self.kappa, self.least)(candidates) > 0).scatter(-1, first, True)
+        gain = gains(candidates.q, first)
+        allowed = lower_bound(gain, self.kappa) > 0
+        if self.least or self.per_nat:
+            allowed &= gain.mean(0) > self.least + self._price(candidates.log_behavior, first)
+        allowed = allowed.scatter(-1, first, True)
         finite = torch.isfinite(scores)
         best = torch.where(finite, scores, -torch.inf).amax(-1, keepdim=True)
         own = scores.gather(-1, first)
@@ -146,6 +150,24 @@ class Improving:
         behind = torch.minimum(scores - ((best - own).clamp(min=0) + 1), own)
         return torch.where(allowed, scores, behind)
 
+    def _price(
+        self, log_behavior: Float[Tensor, "*batch candidates"], first: Int[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch candidates"] | float:
+        """What candidates must gain for the log-density that they give up; 0 where it is none."""
+        if not self.per_nat:
+            return 0.0
+        lost = (log_behavior.gather(-1, first) - log_behavior).clamp(min=0)
+        # Where one of the two is not a number nobody knows what is given up. The price of nothing
+        # is nothing, of a price beyond float32 too.
+        return torch.where(lost > 0, lost * self.per_nat, 0.0)
+
+
+def gains(
+    q: Float[Tensor, "members *batch candidates"], first: Int[Tensor, "*batch 1"]
+) -> Float[Tensor, "members *batch candidates"]:
+    """Each member's differences to its own value of the candidate at ``first``."""
+    return q - q.gather(-1, first.expand(q.shape[0], *first.shape))
+
 
 def first_finite(q: Float[Tensor, "members *batch candidates"]) -> Int[Tensor, "*batch 1"]:
     """Candidate 0, or where its values are broken the first whose are not."""
@@ -153,14 +175,13 @@ def first_finite(q: Float[Tensor, "members *batch candidates"]) -> Int[Tensor, "
 
 
 def lower_bound(
-    q: Float[Tensor, "members *batch candidates"], kappa: float, least: float = 0.0
+    q: Float[Tensor, "members *batch candidates"], kappa: float
 ) -> Float[Tensor, "*batch candidates"]:
-    """``mean - max(kappa * std, least)`` over the members; without least, of E = 1 the mean."""
+    """``mean - kappa * std`` over the members; of E = 1 the mean."""
     mean = q.mean(0)
     if kappa == 0 or q.shape[0] == 1 or q.numel() == 0:  # torch warns of the std of nothing
-        return mean - least if least else mean
-    bound = mean - kappa * q.std(0, correction=0)
-    return torch.minimum(bound, mean - least) if least else bound
+        return mean
+    return mean - kappa * q.std(0, correction=0)
 
 
 RULES: dict[str, type[ScoringRule]] = {
@@ -177,7 +198,8 @@ def rule_of(config: SelectionConfig, gain_unit: float) -> ScoringRule:
 
     Args:
         config: The settings.
-        gain_unit: What ``least_gain`` counts in: a policy's `PolicyConfig.gain_unit`.
+        gain_unit: What ``least_gain`` and ``gain_per_nat`` count in: a policy's
+            `PolicyConfig.gain_unit`.
     """
     base: ScoringRule = PairedBound(config.kappa)
     if config.bound == "lower":
@@ -187,4 +209,6 @@ def rule_of(config: SelectionConfig, gain_unit: float) -> ScoringRule:
     rule = BehaviorNormalized(base, config.support_weight) if config.support_weight else base
     if config.gain_kappa is None:
         return rule
-    return Improving(rule, config.gain_kappa, config.least_gain * gain_unit)
+    least = config.least_gain * gain_unit
+    per_nat = config.gain_per_nat * config.support_weight * gain_unit
+    return Improving(rule, config.gain_kappa, least, per_nat)

@@ -36,7 +36,13 @@ def policies(lookahead: bool) -> tuple[GEMPolicy, GEMPolicy]:
 def compare(plain: GEMPolicy, compiled: GEMPolicy) -> None:
     """Settings in turns, one observation and several, arrays and tensors."""
     rng = np.random.default_rng(0)
-    other = {"candidates": 20, "kappa": 0.5, "gain_kappa": 0.0, "least_gain": 0.5}
+    other = {
+        "candidates": 20,
+        "kappa": 0.5,
+        "gain_kappa": 0.0,
+        "least_gain": 0.5,
+        "gain_per_nat": 0.2,
+    }
     for turn in range(2):
         for settings in ({"candidates": 7}, {"candidates": 1}, other):
             for policy in (plain, compiled):

@@ -88,25 +88,43 @@ def std_of(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / len(values))
 
 
-def lower_bound(q: Sequence[Sequence[float]], kappa: float, least: float = 0.0) -> list[float]:
-    """mean_E Q - kappa std_E Q, or - least where that is more; q[e][n]."""
+def lower_bound(
+    q: Sequence[Sequence[float]], kappa: float, least: Sequence[float] | None = None
+) -> list[float]:
+    """mean_E Q - kappa std_E Q, or - least[n] where that is more; q[e][n]."""
     bound = []
     for n in range(len(q[0])):
         members = [member[n] for member in q]
         if all(math.isfinite(m) for m in members):
-            bound.append(mean_of(members) - max(kappa * std_of(members), least))
+            asked = 0.0 if least is None else least[n]
+            bound.append(mean_of(members) - max(kappa * std_of(members), asked))
         else:
             bound.append(math.nan)
     return bound
 
 
-def paired_bound(q: Sequence[Sequence[float]], kappa: float, least: float = 0.0) -> list[float]:
+def first_finite(q: Sequence[Sequence[float]]) -> int | None:
+    """The first candidate whose values are all numbers."""
+    places = range(len(q[0]))
+    return next((n for n in places if all(math.isfinite(member[n]) for member in q)), None)
+
+
+def paired_bound(
+    q: Sequence[Sequence[float]], kappa: float, least: Sequence[float] | None = None
+) -> list[float]:
     """Lower bound of the members' differences to the first candidate that is finite."""
-    for first in range(len(q[0])):
-        if all(math.isfinite(member[first]) for member in q):
-            differences = [[v - member[first] for v in member] for member in q]
-            return lower_bound(differences, kappa, least)
-    return [math.nan] * len(q[0])
+    first = first_finite(q)
+    if first is None:
+        return [math.nan] * len(q[0])
+    return lower_bound([[v - member[first] for v in member] for member in q], kappa, least)
+
+
+def asked_gains(
+    q: Sequence[Sequence[float]], log_behavior: Sequence[float], least: float, per_nat: float
+) -> list[float]:
+    """What each candidate must gain on the mean: more for every nat that it gives up."""
+    lost = [log_behavior[first_finite(q) or 0] - v for v in log_behavior]
+    return [least + (per_nat * nats if nats > 0 else 0.0) for nats in lost]
 
 
 def standardize(values: Sequence[float]) -> list[float]:
@@ -130,28 +148,30 @@ def scores(
     bound: str,
     gain_kappa: float | None = None,
     least_gain: float = 0.0,
+    gain_per_nat: float = 0.0,
 ) -> list[float]:
     """The score of every candidate of one state; -inf where one of its numbers is not finite."""
     value = lower_bound(q, kappa) if bound == "lower" else paired_bound(q, kappa)
     if value_scale == "standardized":
         value = standardize(value)
     z = standardize(log_behavior)
-    out = []
-    for n in range(len(log_behavior)):
+    out = [v + (weight * s if weight else 0.0) for v, s in zip(value, z, strict=True)]
+    if gain_kappa is not None:
+        asked = asked_gains(q, log_behavior, least_gain, gain_per_nat)
+        out = behind_the_first(out, q, gain_kappa, asked)
+    for n in range(len(out)):
         numbers = [*(member[n] for member in q), log_behavior[n], value[n]]
-        if all(math.isfinite(x) for x in numbers):
-            out.append(value[n] + (weight * z[n] if weight else 0.0))
-        else:
-            out.append(-math.inf)
-    return out if gain_kappa is None else behind_the_first(out, q, gain_kappa, least_gain)
+        if not all(math.isfinite(x) for x in numbers):
+            out[n] = -math.inf
+    return out
 
 
 def behind_the_first(
-    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float, least: float
+    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float, asked: Sequence[float]
 ) -> list[float]:
     """Candidates without a sure gain moved down, together, to behind the first finite one."""
-    gain = paired_bound(q, kappa, least)
-    first = next((n for n in range(len(gain)) if all(math.isfinite(m[n]) for m in q)), 0)
+    gain = paired_bound(q, kappa, asked)
+    first = first_finite(q) or 0
     finite = [v for v in scores if math.isfinite(v)]
     if not finite:
         return list(scores)

@@ -113,6 +113,7 @@ selections = st.builds(
     bound=st.sampled_from(BOUNDS),
     gain_kappa=st.one_of(st.none(), kappas),
     least_gain=st.one_of(st.sampled_from([0.0, 0.06]), st.floats(0, 10)),
+    gain_per_nat=st.one_of(st.sampled_from([0.0, 0.06]), st.floats(0, 10)),
     proposal_scale=st.floats(0, 2),
 )
 

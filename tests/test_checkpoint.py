@@ -381,6 +381,8 @@ HOSTILE: dict[str, Callable[[Document], Any]] = {
     "least gain negative": set_in("selection", "least_gain", value=-0.1),
     "least gain not a number": set_in("selection", "least_gain", value=float("nan")),
     "least gain as null": set_in("selection", "least_gain", value=None),
+    "gain per nat negative": set_in("selection", "gain_per_nat", value=-0.1),
+    "gain per nat not a number": set_in("selection", "gain_per_nat", value=float("nan")),
     "gain unit as text": set_in("gain_unit", value="1"),
     "no gain unit": drop("gain_unit"),
     "unknown selection": set_in("selection", "surplus", value=0),

@@ -246,12 +246,16 @@ def test_evaluate_asks_for_the_gain_that_it_is_told(
         assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", text) == 0
         (row,) = json.loads(out.read_text())["rows"]
         assert row["settings"]["gain_kappa"] == expected
-    assert call(monkeypatch, "evaluate", "pole", *short, "--least-gain", "0.5") == 0
+    asked = ["--least-gain", "0.5", "--gain-per-nat", "0.25"]
+    assert call(monkeypatch, "evaluate", "pole", *short, *asked) == 0
     document = json.loads(out.read_text())
     assert document["rows"][0]["settings"]["least_gain"] == 0.5 and document["gain_unit"] > 0
-    both = ["--gain-kappa", "none", "--least-gain", "0.5"]
-    assert call(monkeypatch, "evaluate", "pole", *short, *both) != 0
-    assert "no effect on pole: its gain_kappa is None" in capsys.readouterr().err
+    assert document["rows"][0]["settings"]["gain_per_nat"] == 0.25
+    for option in ("--least-gain", "--gain-per-nat"):
+        both = ["--gain-kappa", "none", option, "0.5"]
+        assert call(monkeypatch, "evaluate", "pole", *short, *both) != 0
+        said = capsys.readouterr().err
+        assert f"{option} has no effect on pole: its gain_kappa is None" in said
     made = load(shipped)
     save_folder(replace(made, config=replace(made.config, gain_unit=0.0)), tmp_path / "unknown")
     assert call(monkeypatch, "evaluate", tmp_path / "unknown", *short, "--least-gain", "0.5") != 0

@@ -95,6 +95,8 @@ def test_a_file_of_every_format_decides_as_it_did(version: int) -> None:
     assert vars(policy.selection).items() >= recorded["selection"].items()
     if version < 5:  # nobody had measured the unit: any gain counts, whatever is asked for
         assert policy.selection.least_gain == policy.config.gain_unit == 0
+    if version < 6:
+        assert policy.selection.gain_per_nat == 0
     assert policy.provenance == recorded["provenance"]
     got = decisions(policy, torch.tensor(recorded["observations"]))
     certain = 0

@@ -69,20 +69,25 @@ def test_decisions_have_the_shapes_and_units_that_they_promise(
 def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -> None:
     decision = with_settings(selection).decide(observations(seed=seed))
     q = decision.candidates.q.double().tolist()
+    density = decision.candidates.log_behavior.double().tolist()
     expected = reference.scores(
         q,
-        decision.candidates.log_behavior.double().tolist(),
+        density,
         kappa=selection.kappa,
         weight=selection.support_weight,
         value_scale=selection.value_scale,
         bound=selection.bound,
         gain_kappa=selection.gain_kappa,
         least_gain=selection.least_gain * GAIN_UNIT,
+        gain_per_nat=selection.gain_per_nat * selection.support_weight * GAIN_UNIT,
     )
     if selection.gain_kappa is not None:  # float32 may see a gain where there is next to none
         size = 1e-4 * (1 + selection.gain_kappa) * (1 + max(map(max, q)) - min(map(min, q)))
         least = selection.least_gain * GAIN_UNIT
-        gains = reference.paired_bound(q, selection.gain_kappa, least)
+        per_nat = selection.gain_per_nat * selection.support_weight * GAIN_UNIT
+        size += 1e-4 * per_nat * (max(density) - min(density))
+        asked = reference.asked_gains(q, density, least, per_nat)
+        gains = reference.paired_bound(q, selection.gain_kappa, asked)
         assume(all(gain == 0 or abs(gain) > size for gain in gains))
     best = expected[int(decision.index)]
     # Scores nearer than float32 can tell may come in either order.
@@ -352,6 +357,8 @@ def test_an_explanation_lists_every_candidate_best_first(
     if selection.gain_kappa is not None:
         gains = reference.paired_bound(q, selection.gain_kappa)
         assert told.least_gain == selection.least_gain * GAIN_UNIT
+        per_nat = selection.gain_per_nat * selection.support_weight * GAIN_UNIT
+        assert told.gain_per_nat == per_nat
     assert [row.gain for row in told.rows] == pytest.approx(
         [gains[row.candidate] for row in told.rows], abs=1e-3
     )
@@ -362,7 +369,8 @@ def test_an_explanation_is_a_table_and_plain_data() -> None:
     told = policy.explain(np.zeros((1, 3), np.float32))
     lines = str(told).splitlines()
     assert lines[0].startswith("4 candidates, kappa=3, support_weight=1")
-    assert lines[0].endswith("gain_kappa=2.0, least_gain=0.06 (here 0.015)")
+    asked = "least_gain=0.06 (here 0.015), gain_per_nat=0.01 (here 0.0025)"
+    assert lines[0].endswith(f"gain_kappa=2.0, {asked}")
     assert len(lines) == 2 + 4
     assert len({len(line.split("[")[0]) for line in lines[2:]}) == 1, "columns do not line up"
     assert [d["rank"] for d in told.to_dicts()] == [1, 2, 3, 4]

@@ -27,7 +27,7 @@ SELECTIONS: list[dict[str, Any]] = [
     {"candidates": 32, "bound": "lower", "kappa": 1.0, "support_weight": 0.0},
     {"candidates": 32, "bound": "paired", "value_scale": "raw", "all_modes": True},
     {"candidates": 16, "value_knee": 1.0, "proposal_scale": 2.0},
-    {"candidates": 20, "gain_kappa": 0.0, "least_gain": 0.5},
+    {"candidates": 20, "gain_kappa": 0.0, "least_gain": 0.5, "gain_per_nat": 0.2},
     {"candidates": 20, "gain_kappa": None},
 ]
 

@@ -84,6 +84,20 @@ def test_a_row_of_the_short_table_is_a_mean_over_trainings() -> None:
         defaults.short_line("gem/a/b-v0", [record(0, 5, 1, 50)])
 
 
+def test_what_was_chosen_without_a_price_of_support_is_marked() -> None:
+    today = asdict(SelectionConfig(candidates=4))
+    before = {name: value for name, value in today.items() if name != "gain_per_nat"}
+    for settings, mark in (
+        (today, ""),
+        (before, r"\*"),
+        ({**before, "candidates": 1}, ""),  # chooses nothing
+        ({**before, "gain_kappa": None}, ""),  # asks for no gain, and so for none for support
+    ):
+        assert defaults.budget_of(row("GEM N=4", 1.0, **settings)) == "N=4" + mark
+    rows = [row("GEM N=1", 1.0, **{**before, "candidates": 1}), row("GEM N=4", 1.0, **before)]
+    assert defaults.of_before(rows) and not defaults.of_before(rows[:1])
+
+
 def test_what_gem_has_more_than_iql_is_told_of_several_trainings() -> None:
     own = [
         record(seed, 20_000, 10.0 * seed, 10.0 * seed + gain) for seed, gain in enumerate((1, 3))
@@ -117,6 +131,8 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
             less = {k: v for k, v in own[part].items() if k != name}
             assert not defaults.with_defaults({**own, part: less})
             assert not defaults.with_defaults({**own, part: {**own[part], name: "another"}})
+    before = {name: value for name, value in chosen.items() if name != "gain_per_nat"}
+    assert defaults.with_defaults({**own, "rows": [row("GEM N=7", 1.0, **before)]})
     for name in set(chosen) - {"candidates"}:
         other = row("GEM N=7", 1.0, **{**chosen, name: "another"})
         assert not defaults.with_defaults({**own, "rows": [*rows[1:], other]}), name

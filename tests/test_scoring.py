@@ -51,6 +51,7 @@ rules = st.sampled_from(
         Improving(BehaviorNormalized(Standardized(PairedBound(0.5)), 3.0), 0.5),
         Improving(LowerBound(1.0), 0.0),
         Improving(LowerBound(1.0), 1.0, 0.5),
+        Improving(LowerBound(1.0), 1.0, 0.5, 0.1),
     ]
 )
 moderate = candidate_sets(regimes=MODERATE)
@@ -248,6 +249,7 @@ def test_the_rule_of_any_settings_is_the_formula(
             bound=selection.bound,
             gain_kappa=selection.gain_kappa,
             least_gain=selection.least_gain * unit,
+            gain_per_nat=selection.gain_per_nat * selection.support_weight * unit,
         )
         # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
         values = [v for v in expected if math.isfinite(v)]
@@ -263,7 +265,8 @@ def hair_thin(
     """Whether rounding may decide: bounds that hardly differ, or a gain of about 0."""
     if chosen.gain_kappa is not None:
         least = chosen.least_gain * unit
-        if gains_are_thin(candidates, place, chosen.gain_kappa, least):
+        per_nat = chosen.gain_per_nat * chosen.support_weight * unit
+        if gains_are_thin(candidates, place, chosen.gain_kappa, least, per_nat):
             return True
     if chosen.value_scale == "raw":
         return False
@@ -276,23 +279,27 @@ def hair_thin(
 
 
 def gains_are_thin(
-    candidates: CandidateSet, place: tuple[int, ...], kappa: float, least: float
+    candidates: CandidateSet, place: tuple[int, ...], kappa: float, least: float, per_nat: float
 ) -> bool:
     """Whether some candidate's gain over the first is 0 but for float32's rounding."""
-    q = members(candidates, place)
+    q, density = members(candidates, place), candidates.log_behavior[place].double().tolist()
     size = max((abs(v) for m in q for v in m if math.isfinite(v)), default=0.0)
-    gains = [v for v in reference.paired_bound(q, kappa, least) if math.isfinite(v)]
+    size += per_nat * max((abs(v) for v in density if math.isfinite(v)), default=0.0)
+    asked = reference.asked_gains(q, density, least, per_nat)
+    gains = [v for v in reference.paired_bound(q, kappa, asked) if math.isfinite(v)]
     return any(0 < abs(v) < 1e-5 * (1 + kappa) * size for v in gains)
 
 
-@given(moderate, kappas, st.sampled_from([0.0, 0.1, 1.0]), st.floats(0, 5))
+@given(moderate, kappas, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.1]))
 def test_what_must_improve_comes_after_the_first_where_it_does_not(
-    candidates: CandidateSet, kappa: float, least: float, weight: float
+    candidates: CandidateSet, kappa: float, least: float, per_nat: float
 ) -> None:
-    base = BehaviorNormalized(Standardized(PairedBound(kappa)), weight)
-    plain, scores = base(candidates), Improving(base, kappa, least)(candidates)
+    base = BehaviorNormalized(Standardized(PairedBound(kappa)), 1.0)
+    plain, scores = base(candidates), Improving(base, kappa, least, per_nat)(candidates)
     mean = (candidates.q - candidates.q[..., :1]).mean(0)
-    better = (PairedBound(kappa)(candidates) > 0) & (mean - least > 0)
+    density = candidates.log_behavior
+    lost = (density[..., :1] - density).clamp(min=0)
+    better = (PairedBound(kappa)(candidates) > 0) & (mean > least + per_nat * lost)
     better[..., 0] = True
     assert torch.equal(scores[better], plain[better])
     first = scores[..., :1].expand_as(scores)
@@ -328,6 +335,43 @@ def test_a_gain_must_be_large_in_units_of_the_policy_too() -> None:
     free = settings.replace(gain_kappa=None)
     assert int(rule_of(free, 2.1)(candidates).argmax()) == 1
     assert int(rule_of(settings, 1e300)(candidates).argmax()) == 0  # beyond float32
+
+
+def test_a_gain_must_pay_for_the_support_that_it_gives_up() -> None:
+    """Not for support that it wins, nor where nobody knows which it is."""
+    q = torch.tensor([[0.0, 0.5, 0.4], [1.0, 1.5, 1.4], [2.0, 2.5, 2.4]])
+    settings = SelectionConfig(support_weight=1e-3, least_gain=0.0, gain_per_nat=100.0)
+
+    def chosen(*density: float, unit: float = 1.0, **changes: Any) -> int:
+        rule, candidates = rule_of(settings.replace(**changes), unit), candidate_set(q, density)
+        return int(usable_scores(candidates, rule(candidates)).argmax())
+
+    assert chosen(3.0, -1.9, 0.0) == 1  # 4.9 nats, for which 0.49 is asked
+    assert chosen(3.0, -2.1, 0.0) == 2  # 5.1: the second best pays for its 3
+    assert chosen(3.0, -2.1, 0.0, unit=2.0) == 0
+    assert chosen(3.0, -2.1, 0.0, gain_per_nat=0.0) == 1
+    assert chosen(3.0, -2.1, 0.0, support_weight=0.0) == 1  # density has no say then
+    assert chosen(3.0, -2.1, 0.0, gain_kappa=None) == 1
+    assert chosen(3.0, -1.9, 0.0, least_gain=0.02) == 2  # both are asked for, one after the other
+    assert chosen(3.0, 9.0, 3.0, unit=1e300) == 1  # the price of nothing, beyond float32
+    assert chosen(math.nan, -9.0, 0.0) == 1
+
+
+@given(moderate, kappas, st.floats(0, 2), st.floats(0, 2))
+def test_a_higher_price_of_support_never_lets_more_candidates_through(
+    candidates: CandidateSet, kappa: float, one: float, other: float
+) -> None:
+    """And what is chosen never gives up more support than its gain pays for."""
+    low, high = sorted((one, other))
+    base = LowerBound(kappa)
+    scores = {p: Improving(base, kappa, 0.0, p)(candidates) for p in (low, high)}
+    plain = base(candidates)
+    assert ((scores[high] != plain) | (scores[low] == plain)).all()
+    best = scores[high].argmax(-1, keepdim=True)
+    gain = (candidates.q - candidates.q[..., :1]).mean(0).gather(-1, best)
+    density = candidates.log_behavior
+    lost = density[..., :1] - density.gather(-1, best)
+    assert ((best == 0) | (gain > high * lost.clamp(min=0))).all()
 
 
 @given(rules, candidate_sets(regimes=MODERATE), st.randoms(use_true_random=False))
@@ -437,7 +481,10 @@ def test_rules_are_values() -> None:
             {"value_scale": "raw", "support_weight": 0.5, "gain_kappa": None},
             BehaviorNormalized(PairedBound(3.0), 0.5),
         ),
-        ({}, Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0), 2.0, 0.06)),
+        (
+            {"gain_per_nat": 0.1, "support_weight": 0.5},
+            Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 0.5), 2.0, 0.06, 0.05),
+        ),
     ],
 )
 def test_settings_name_their_rule(settings: dict[str, Any], expected: ScoringRule) -> None:

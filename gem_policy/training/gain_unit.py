@@ -1,4 +1,4 @@
-"""What is a large gain to these critics: the unit of `SelectionConfig.least_gain`."""
+"""What is a large gain to these critics: the unit of `least_gain` and `gain_per_nat`."""
 
 from __future__ import annotations
 
