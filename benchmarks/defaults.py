@@ -8,7 +8,9 @@ and the *_budget.json there, each written by
     gem-policy evaluate RUN --episodes 50 --envs 50 --seed 160000 --batched
                             --candidates 1,4,16,64,256 --json FILE
 
-with 100 episodes on HalfCheetah, whose few falls need more of them.
+with 100 episodes on HalfCheetah, whose few falls need more of them. Those with `per-nat` in their
+name have 100 episodes from 170000; their checkpoints were made before that setting, and so were
+played with `--gain-per-nat 0.01`, the default.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
 but the seed, of selection but N: what was made with earlier ones stays on record. Shown apart, or
@@ -290,8 +292,7 @@ def budgets() -> tuple[list[list[str]], list[list[str]], str]:
         if len(own) > 1:
             cells = [mean_of(own, n) for n in counts]
             means.append([f"{name}, mean of {len(own)}", starts, *cells, *gains(own)])
-        if name.split(",")[0] in FALLS:
-            least = FALLS[name.split(",")[0]]
+        if least := FALLS.get(name.split(",")[0]):
             told = f"Less N = 1 where neither has less than {least}, and how many starts have less:"
             added += [told, markdown(without_falls(named, least))]
     return [head, *means], rows, "\n\n".join(added)
