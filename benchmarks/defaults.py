@@ -9,8 +9,8 @@ and the *_budget.json there, each written by
                             --candidates 1,4,16,64,256 --json FILE
 
 with 100 episodes on HalfCheetah, whose few falls need more of them. Those with `per-nat` in their
-name have 100 episodes from 170000; their checkpoints were made before that setting, and so were
-played with `--gain-per-nat 0.01`, the default.
+name have 100 episodes from 170000, played with `--gain-per-nat 0.01`: their checkpoints were made
+before that was the default.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
 but the seed, of selection but N: what was made with earlier ones stays on record. Shown apart, or
