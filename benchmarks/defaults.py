@@ -9,12 +9,14 @@ and the *_budget.json there, each written by
                             --candidates 1,4,16,64,256 --json FILE
 
 with 100 episodes on HalfCheetah, whose few falls need more of them. Those with `per-nat` in their
-name have 100 episodes from 170000, played with `--gain-per-nat 0.01`: their checkpoints were made
-before that was the default.
+name have 100 episodes from 170000, played with `--set gain_per_nat=0.01`, those with `deciding`
+starts from 180000, played with `--set deciding_candidates=64` too: their checkpoints were made
+before these were the defaults.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
 but the seed, of selection but N: what was made with earlier ones stays on record. Shown apart, or
-marked, is what was played when there was no `gain_per_nat`, with else the same settings.
+marked, is what was played before `gain_per_nat`, or with more than 64 candidates before
+`deciding_candidates`, with else the same settings.
 
 All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it changes nothing.
 """
@@ -42,7 +44,8 @@ GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
 IQL = "d3rlpy IQL"
 UPDATES = (20_000, 100_000)  # of IQL's, in the short table
-BEFORE = "before `gain_per_nat`"
+# The latest settings of selection, and the least N at which they make a difference.
+LATEST = {"gain_per_nat": 2, "deciding_candidates": 65}
 MARK = "\\*"  # of a cell that is of before
 FALLS = {"halfcheetah/medium": 5000}  # returns of less are falls, which hide what every step costs
 COLUMNS = {
@@ -113,14 +116,23 @@ def _short(records: list[dict[str, Any]], label: str) -> str:
 
 def budget_of(row: dict[str, Any]) -> str:
     """``N=32``, and the mark where it was chosen as before."""
-    return row["label"].split()[1] + (MARK if of_before([row]) else "")
+    return row["label"].split()[1] + (MARK if before([row]) else "")
 
 
-def of_before(rows: Iterable[dict[str, Any]]) -> bool:
-    """Whether candidates were to gain something, but nothing for support that they gave up."""
+def before(rows: Iterable[dict[str, Any]]) -> str:
+    """Before which of `LATEST` rows that ask for a gain chose, in words; or nothing."""
     settings = [row["settings"] for row in rows]
     asked = [own for own in settings if own.get("gain_kappa") is not None]
-    return any(own["candidates"] > 1 and "gain_per_nat" not in own for own in asked)
+    for name, least in LATEST.items():
+        if any(own["candidates"] >= least and name not in own for own in asked):
+            return f"before `{name}`"
+    return ""
+
+
+def legend(rows: Iterable[dict[str, Any]]) -> str:
+    """What the mark stands for."""
+    found = sorted({words for row in rows if (words := before([row]))})
+    return f"{MARK} {' or '.join(found)}." if found else ""
 
 
 def over_iql(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -169,11 +181,12 @@ def chooses_so(document: dict[str, Any]) -> bool:
     """Whether the policy's rows have today's settings of selection, whatever their budget.
 
     With one candidate there is nothing to choose: such a row counts, whatever its settings. Those
-    of before `gain_per_nat` count too.
+    of before `LATEST` count too.
     """
     counts = {n: row["settings"] for n, row in curve_of(document).items() if n > 1}
     today = {n: asdict(SelectionConfig(candidates=n)) for n in counts}
-    return all(today[n] == {"gain_per_nat": today[n]["gain_per_nat"], **counts[n]} for n in counts)
+    latest = {n: {name: today[n][name] for name in LATEST} for n in counts}
+    return all(today[n] == {**latest[n], **counts[n]} for n in counts)
 
 
 def gains(curves: list[Curve]) -> list[str]:
@@ -271,31 +284,31 @@ def budgets() -> tuple[list[list[str]], list[list[str]], str]:
     curves = {path: curve_of(document) for path, document in shown.items()}
     counts = sorted(set().union(*curves.values()))
     head = ["data", "starts", *(f"N = {n}" for n in counts), *(f"{n} less 1" for n in GAINS)]
-    rows, alike = [], dict[tuple[str, str], dict[str, Curve]]()
+    alike = dict[tuple[str, str], dict[str, Curve]]()
     for path, document in shown.items():
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
-        name, curve = name_of(document["dataset_id"]), curves[path]
-        if of_before(curve.values()):
-            name += f", {BEFORE}"
+        data = name_of(document["dataset_id"])
         starts = f"{document['episodes']} from {document['seed']}"
-        cells = [interval(curve[n]) if n in curve else "" for n in counts]
-        full = ", ".join([name, *special])
-        rows.append([full, starts, *cells, *gains([curve])])
-        alike.setdefault((name, starts), {})[full] = curve
-    means: list[list[str]] = []
-    earlier = [curve for curve in curves.values() if of_before(curve.values())]
-    added = [tally([curve for curve in curves.values() if curve not in earlier])]
-    if earlier:
-        added.append(f"{BEFORE.capitalize()}: {tally(earlier)}")
-    for (name, starts), named in alike.items():
-        own = list(named.values())
+        alike.setdefault((data, starts), {})[", ".join(["", *special])] = curves[path]
+    rows, means, falls = [], list[list[str]](), list[str]()
+    times: dict[str, list[Curve]] = {"": []}
+    for (data, starts), played in alike.items():
+        own = list(played.values())
+        when = before(row for curve in own for row in curve.values())
+        times.setdefault(when, []).extend(own)
+        name = ", ".join(filter(None, [data, when]))
+        named = {name + special: curve for special, curve in played.items()}
+        for full, curve in named.items():
+            cells = [interval(curve[n]) if n in curve else "" for n in counts]
+            rows.append([full, starts, *cells, *gains([curve])])
         if len(own) > 1:
             cells = [mean_of(own, n) for n in counts]
             means.append([f"{name}, mean of {len(own)}", starts, *cells, *gains(own)])
-        if least := FALLS.get(name.split(",")[0]):
+        if least := FALLS.get(data):
             told = f"Less N = 1 where neither has less than {least}, and how many starts have less:"
-            added += [told, markdown(without_falls(named, least))]
-    return [head, *means], rows, "\n\n".join(added)
+            falls += [told, markdown(without_falls(named, least))]
+    added = [":\n".join(filter(None, [w.capitalize(), tally(own)])) for w, own in times.items()]
+    return [head, *means], rows, "\n\n".join(added + falls)
 
 
 def bodies() -> tuple[str, str]:
@@ -320,14 +333,14 @@ def bodies() -> tuple[str, str]:
     parts = (
         [
             markdown(short),
-            f"{MARK} {BEFORE}.",
+            legend(row_of(r, "GEM") for r in shown),
             over_iql(groups),
             f"{played}. The budget:",
             markdown(means),
         ],
         [
             markdown([head, *(line(r) for r in shown)]),
-            f"{MARK} {BEFORE}.",
+            legend(row_of(r, "GEM") for r in shown),
             over_iql(groups),
             f"{played}. The budget:",
             markdown([*means, *trainings]),

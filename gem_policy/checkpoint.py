@@ -39,7 +39,7 @@ from gem_policy.critics import build_critics
 from gem_policy.errors import CheckpointError, GEMError, GEMWarning
 from gem_policy.networks import build_actor, build_behavior
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 METADATA_KEY = "gem_policy"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -83,6 +83,11 @@ def _with_gain_per_nat(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "selection": {"gain_per_nat": 0.0, **document["selection"]}}
 
 
+def _with_deciding_candidates(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 7 says how many candidates decide whether the mode is replaced; before, all did."""
+    return {**document, "selection": {"deciding_candidates": None, **document["selection"]}}
+
+
 # How to turn the document of format version v into that of v + 1, by v.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_frequencies,
@@ -90,6 +95,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     3: _with_gain_kappa,
     4: _with_least_gain,
     5: _with_gain_per_nat,
+    6: _with_deciding_candidates,
 }
 
 

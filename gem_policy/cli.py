@@ -129,35 +129,29 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
         ) from error
 
 
-def number_or_none(text: str) -> float | None:
-    """A number, or None where the text is ``none``.
+GAINS = ("least_gain", "gain_per_nat", "deciding_candidates")
+
+
+def select_as_asked(policy: GEMPolicy, name: str, asked: dict[str, Any]) -> None:
+    """Change a policy's selection settings.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: A setting is unknown or out of range, or would change nothing.
     """
-    try:
-        return None if text == "none" else float(text)
-    except ValueError as error:
-        raise ConfigError(f"--gain-kappa takes a number or none, got {text!r}.") from error
-
-
-def _ask_for_gains(policy: GEMPolicy, name: str, **gains: float | None) -> None:
-    """Set ``least_gain`` and the like where given; a `ConfigError` where it would say nothing."""
-    for setting, value in gains.items():
-        if value is None:
-            continue
-        option = "--" + setting.replace("_", "-")
-        if policy.selection.gain_kappa is None:
+    changed = policy.selection.replace(**asked)
+    for setting in (gain for gain in GAINS if gain in asked):
+        if changed.gain_kappa is None:
             raise ConfigError(
-                f"{option} has no effect on {name}: its gain_kappa is None. Give --gain-kappa too."
+                f"{setting} has no effect on {name}: its gain_kappa is None. Give "
+                "--set gain_kappa=2 too."
             )
-        if policy.config.gain_unit == 0:
+        if setting != "deciding_candidates" and policy.config.gain_unit == 0:
             raise ConfigError(
-                f"{option} has no effect on {name}: the checkpoint does not know its unit. "
+                f"{setting} has no effect on {name}: the checkpoint does not know its unit. "
                 "`gem-policy train` measures it, for a finished run too whose folder is still "
                 "there."
             )
-        policy.selection = policy.selection.replace(**{setting: value})
+    policy.selection = changed
 
 
 @app.command()
@@ -167,16 +161,9 @@ def evaluate(
     candidates: Annotated[str, typer.Option(help="Budgets N, comma-separated.")] = "",
     support_weight: Annotated[str, typer.Option(help="lambda, comma-separated.")] = "",
     kappa: Annotated[str, typer.Option(help="kappa, comma-separated.")] = "",
-    gain_kappa: Annotated[
-        str, typer.Option(help="gain_kappa of all rows; none: no gain is asked for.")
-    ] = "",
-    least_gain: Annotated[
-        float | None,
-        typer.Option(help="least_gain of all rows, in the policy's unit; 0: any gain counts."),
-    ] = None,
-    gain_per_nat: Annotated[
-        float | None,
-        typer.Option(help="gain_per_nat of all rows, in the same unit; 0: none for lost support."),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE of another selection setting, for all rows."),
     ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also play the behavior model and the actor alone.")
@@ -198,7 +185,7 @@ def evaluate(
     import_: Imports = None,
 ) -> None:
     """Play a policy in the environment that it was made for, through SB3's evaluate_policy."""
-    from gem_policy.config import require_count
+    from gem_policy.config import parse_settings, require_count
     from gem_policy.cuda_graph import is_current_cuda
     from gem_policy.environments import env_maker
     from gem_policy.evaluate import ReportRow, rollout
@@ -225,9 +212,7 @@ def evaluate(
     for acting in (policy, *others.values()):
         # The same decision for the same number of environments, some thousand times.
         acting.cuda_graph = is_current_cuda(acting.device)
-    if gain_kappa:
-        policy.selection = policy.selection.replace(gain_kappa=number_or_none(gain_kappa))
-    _ask_for_gains(policy, name, least_gain=least_gain, gain_per_nat=gain_per_nat)
+    select_as_asked(policy, name, parse_settings(set_ or []))
     before = read_document(json_file) if append and json_file is not None else None
     rows: list[ReportRow] = []
     plan = players(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,6 +69,24 @@ def require_flag(name: str, value: object) -> None:
 def require_choice(name: str, value: object, choices: Any) -> None:
     """`require` for one of a few words."""
     require(isinstance(value, str) and value in choices, name, value, f"in {choices}")
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings from ``NAME=VALUE`` texts: values are JSON where they can be read so, else strings.
+
+    Raises:
+        ConfigError: A text has no ``=``.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, got {text!r}.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
 
 
 def from_mapping(kind: type[T], values: dict[str, Any], where: str) -> T:
@@ -204,6 +224,11 @@ class SelectionConfig:
             log-density that a candidate gives up against candidate 0 (our choice, measured:
             DESIGN.md). The more candidates, the more lie at the edges of the data, where critics
             are wrong. 0: support counts in the score alone.
+        deciding_candidates: With ``gain_kappa``, one of the first this many candidates must be one
+            that may replace candidate 0, and have a better score, before any may; which one does is
+            then for all of them to say (our choice, measured: DESIGN.md). The best of many scores
+            is the better the more there are, though no action is: so a larger budget makes better
+            choices, not more of them. None: all decide.
     """
 
     candidates: int = 32
@@ -218,6 +243,7 @@ class SelectionConfig:
     gain_kappa: float | None = 2.0
     least_gain: float = 0.06
     gain_per_nat: float = 0.01
+    deciding_candidates: int | None = 64
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -234,6 +260,8 @@ class SelectionConfig:
             )
         require_number("least_gain", self.least_gain, "a finite number >= 0", 0, math.inf)
         require_number("gain_per_nat", self.gain_per_nat, "a finite number >= 0", 0, math.inf)
+        if self.deciding_candidates is not None:
+            require_count("deciding_candidates", self.deciding_candidates)
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require_choice("bound", self.bound, BOUNDS)

@@ -39,7 +39,8 @@ class CandidateRow:
         lcb: ``q_mean - kappa * q_std``.
         gain: Lower bound of what it gains over candidate 0. With ``gain_kappa``: those whose gain
             is not above 0, or whose mean gain is not above what `Explanation` says, rank behind
-            candidate 0. With ``kappa`` where that is None.
+            candidate 0, all where ``deciding_candidates`` want none. With ``kappa`` where that is
+            None.
         log_beta: Log density under the behavior model, in nats.
         z: ``log_beta`` standardized within the candidates.
         score: What they were ranked by; -inf for a candidate with a non-finite number.
@@ -135,7 +136,8 @@ class Explanation:
             f"{len(self.rows)} candidates, kappa={s.kappa:g}, support_weight={s.support_weight:g}, "
             f"value_scale={s.value_scale}, bound={s.bound}, gain_kappa={s.gain_kappa}, "
             f"least_gain={s.least_gain:g} (here {self.least_gain:.3g}), "
-            f"gain_per_nat={s.gain_per_nat:g} (here {self.gain_per_nat:.3g})",
+            f"gain_per_nat={s.gain_per_nat:g} (here {self.gain_per_nat:.3g}), "
+            f"deciding_candidates={s.deciding_candidates}",
             " ".join(f"{c:>9}" for c in (*_COLUMNS, "support%")) + "  action",
         ]
         for row in self.rows:

@@ -122,15 +122,18 @@ class Improving:
     gain above ``least``, and above ``per_nat`` more for every nat of the behavior model's
     log-density that it gives up against candidate 0 (our choice): a best score alone can be that of
     a candidate which is merely well supported, members that share an error agree on gains which are
-    none, and the best of many is the more overrated the fewer data are around it. Among themselves
-    the others keep their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it
-    out where all candidates are fresh draws.
+    none, and the best of many is the more overrated the fewer data are around it. Nor may any where
+    none of the first ``deciding`` does, with a better score than candidate 0: the best of many
+    scores grows with their number, though no action gets better. Among themselves the others keep
+    their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it out where all
+    candidates are fresh draws.
     """
 
     base: ScoringRule
     kappa: float = 2.0
     least: float = 0.0
     per_nat: float = 0.0
+    deciding: int | None = None
 
     def __call__(self, candidates: CandidateSet) -> Float[Tensor, "*batch candidates"]:
         """Scores; candidate 0's own, and those of better ones, as they are."""
@@ -139,10 +142,13 @@ class Improving:
         allowed = lower_bound(gain, self.kappa) > 0
         if self.least or self.per_nat:
             allowed &= gain.mean(0) > self.least + self._price(candidates.log_behavior, first)
+        finite, own = torch.isfinite(scores), scores.gather(-1, first)
+        if self.deciding is not None and self.deciding < scores.shape[-1]:
+            better = (allowed & finite & (scores > own))[..., : self.deciding]
+            # Where candidate 0 has no score, nobody has to be better.
+            allowed &= better.any(-1, keepdim=True) | ~torch.isfinite(own)
         allowed = allowed.scatter(-1, first, True)
-        finite = torch.isfinite(scores)
         best = torch.where(finite, scores, -torch.inf).amax(-1, keepdim=True)
-        own = scores.gather(-1, first)
         # Where candidate 0 has no score, the others come behind the least of those that may.
         least = torch.where(finite & allowed, scores, torch.inf).amin(-1, keepdim=True)
         own = torch.where(torch.isfinite(own), own, torch.minimum(least, best))
@@ -211,4 +217,4 @@ def rule_of(config: SelectionConfig, gain_unit: float) -> ScoringRule:
         return rule
     least = config.least_gain * gain_unit
     per_nat = config.gain_per_nat * config.support_weight * gain_unit
-    return Improving(rule, config.gain_kappa, least, per_nat)
+    return Improving(rule, config.gain_kappa, least, per_nat, config.deciding_candidates)

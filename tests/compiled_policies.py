@@ -42,6 +42,7 @@ def compare(plain: GEMPolicy, compiled: GEMPolicy) -> None:
         "gain_kappa": 0.0,
         "least_gain": 0.5,
         "gain_per_nat": 0.2,
+        "deciding_candidates": 9,
     }
     for turn in range(2):
         for settings in ({"candidates": 7}, {"candidates": 1}, other):

@@ -149,6 +149,7 @@ def scores(
     gain_kappa: float | None = None,
     least_gain: float = 0.0,
     gain_per_nat: float = 0.0,
+    deciding: int | None = None,
 ) -> list[float]:
     """The score of every candidate of one state; -inf where one of its numbers is not finite."""
     value = lower_bound(q, kappa) if bound == "lower" else paired_bound(q, kappa)
@@ -158,7 +159,7 @@ def scores(
     out = [v + (weight * s if weight else 0.0) for v, s in zip(value, z, strict=True)]
     if gain_kappa is not None:
         asked = asked_gains(q, log_behavior, least_gain, gain_per_nat)
-        out = behind_the_first(out, q, gain_kappa, asked)
+        out = behind_the_first(out, q, gain_kappa, asked, deciding)
     for n in range(len(out)):
         numbers = [*(member[n] for member in q), log_behavior[n], value[n]]
         if not all(math.isfinite(x) for x in numbers):
@@ -167,19 +168,30 @@ def scores(
 
 
 def behind_the_first(
-    scores: Sequence[float], q: Sequence[Sequence[float]], kappa: float, asked: Sequence[float]
+    scores: Sequence[float],
+    q: Sequence[Sequence[float]],
+    kappa: float,
+    asked: Sequence[float],
+    deciding: int | None = None,
 ) -> list[float]:
-    """Candidates without a sure gain moved down, together, to behind the first finite one."""
+    """Candidates without a sure gain moved down, together, to behind the first finite one.
+
+    All of them, where no such candidate is among the first ``deciding`` that beats it.
+    """
     gain = paired_bound(q, kappa, asked)
     first = first_finite(q) or 0
     finite = [v for v in scores if math.isfinite(v)]
     if not finite:
         return list(scores)
-    may = [v for n, v in enumerate(scores) if (n == first or gain[n] > 0) and math.isfinite(v)]
+    gaining = [n for n in range(len(scores)) if gain[n] > 0 and math.isfinite(scores[n])]
+    if deciding is not None and math.isfinite(scores[first]):
+        if not any(scores[n] > scores[first] for n in gaining if n < deciding):
+            gaining = []
+    may = [v for n, v in enumerate(scores) if (n == first or n in gaining) and math.isfinite(v)]
     own = scores[first] if math.isfinite(scores[first]) else min(may, default=max(finite))
     fall = max(finite) - own + 1
     return [
-        v if n == first or gain[n] > 0 or not math.isfinite(v) else v - fall
+        v if n == first or n in gaining or not math.isfinite(v) else v - fall
         for n, v in enumerate(scores)
     ]
 

@@ -114,6 +114,7 @@ selections = st.builds(
     gain_kappa=st.one_of(st.none(), kappas),
     least_gain=st.one_of(st.sampled_from([0.0, 0.06]), st.floats(0, 10)),
     gain_per_nat=st.one_of(st.sampled_from([0.0, 0.06]), st.floats(0, 10)),
+    deciding_candidates=st.one_of(st.none(), st.integers(1, 40)),
     proposal_scale=st.floats(0, 2),
 )
 

@@ -383,6 +383,7 @@ HOSTILE: dict[str, Callable[[Document], Any]] = {
     "least gain as null": set_in("selection", "least_gain", value=None),
     "gain per nat negative": set_in("selection", "gain_per_nat", value=-0.1),
     "gain per nat not a number": set_in("selection", "gain_per_nat", value=float("nan")),
+    "nobody decides": set_in("selection", "deciding_candidates", value=0),
     "gain unit as text": set_in("gain_unit", value="1"),
     "no gain unit": drop("gain_unit"),
     "unknown selection": set_in("selection", "surplus", value=0),

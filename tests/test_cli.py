@@ -242,26 +242,33 @@ def test_evaluate_asks_for_the_gain_that_it_is_told(
 ) -> None:
     out = tmp_path / "report.json"
     short = ["--episodes", 1, "--envs", 1, "--candidates", 4, "--json", out]
-    for text, expected in (("none", None), ("0.5", 0.5)):
-        assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", text) == 0
+    for text, expected in (("null", None), ("0.5", 0.5)):
+        assert call(monkeypatch, "evaluate", "pole", *short, "--set", f"gain_kappa={text}") == 0
         (row,) = json.loads(out.read_text())["rows"]
         assert row["settings"]["gain_kappa"] == expected
-    asked = ["--least-gain", "0.5", "--gain-per-nat", "0.25"]
-    assert call(monkeypatch, "evaluate", "pole", *short, *asked) == 0
+    asked = {"least_gain": 0.5, "gain_per_nat": 0.25, "deciding_candidates": 2, "bound": "lower"}
+    options = [part for k, v in asked.items() for part in ("--set", f"{k}={v}")]
+    assert call(monkeypatch, "evaluate", "pole", *short, *options) == 0
     document = json.loads(out.read_text())
-    assert document["rows"][0]["settings"]["least_gain"] == 0.5 and document["gain_unit"] > 0
-    assert document["rows"][0]["settings"]["gain_per_nat"] == 0.25
-    for option in ("--least-gain", "--gain-per-nat"):
-        both = ["--gain-kappa", "none", option, "0.5"]
+    assert document["rows"][0]["settings"].items() >= asked.items() and document["gain_unit"] > 0
+    for setting in ("least_gain", "gain_per_nat", "deciding_candidates"):
+        both = ["--set", "gain_kappa=null", "--set", f"{setting}=1"]
         assert call(monkeypatch, "evaluate", "pole", *short, *both) != 0
         said = capsys.readouterr().err
-        assert f"{option} has no effect on pole: its gain_kappa is None" in said
+        assert f"{setting} has no effect on pole: its gain_kappa is None" in said
     made = load(shipped)
     save_folder(replace(made, config=replace(made.config, gain_unit=0.0)), tmp_path / "unknown")
-    assert call(monkeypatch, "evaluate", tmp_path / "unknown", *short, "--least-gain", "0.5") != 0
+    unknown = ["evaluate", tmp_path / "unknown", *short, "--set"]
+    assert call(monkeypatch, *unknown, "least_gain=0.5") != 0
     assert "does not know its unit" in capsys.readouterr().err
-    assert call(monkeypatch, "evaluate", "pole", *short, "--gain-kappa", "1,2") != 0
-    assert "--gain-kappa takes a number or none, got '1,2'" in capsys.readouterr().err
+    assert call(monkeypatch, *unknown, "deciding_candidates=2") == 0
+    for wrong, words in (
+        ("gain_kappa=-1", "`gain_kappa` must be a finite number >= 0, or None"),
+        ("gain_kappa", "--set takes NAME=VALUE, got 'gain_kappa'"),
+        ("kapa=1", "Unknown selection settings ['kapa']"),
+    ):
+        assert call(monkeypatch, "evaluate", "pole", *short, "--set", wrong) != 0
+        assert words in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # four updates a phase

@@ -69,7 +69,9 @@ def write() -> None:
             "desired_goal": gym.spaces.Box(-5, 5, (2,), np.float32),
         }
     )
-    chosen = SelectionConfig(candidates=12, kappa=0.7, support_weight=1.5, bound="lower")
+    chosen = SelectionConfig(
+        candidates=12, kappa=0.7, support_weight=1.5, bound="lower", deciding_candidates=5
+    )
     provenance = {"dataset_id": "test/golden-v0", "versions": {"gem-policy": "0.1.0"}}
     network = {"critic_lookahead": True, "step_hidden": (6,), "critic_frequencies": 2}
     save(tiny_checkpoint(space, selection=chosen, provenance=provenance, network=network), path)
@@ -97,6 +99,8 @@ def test_a_file_of_every_format_decides_as_it_did(version: int) -> None:
         assert policy.selection.least_gain == policy.config.gain_unit == 0
     if version < 6:
         assert policy.selection.gain_per_nat == 0
+    if version < 7:
+        assert policy.selection.deciding_candidates is None
     assert policy.provenance == recorded["provenance"]
     got = decisions(policy, torch.tensor(recorded["observations"]))
     certain = 0

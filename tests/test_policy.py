@@ -80,6 +80,7 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
         gain_kappa=selection.gain_kappa,
         least_gain=selection.least_gain * GAIN_UNIT,
         gain_per_nat=selection.gain_per_nat * selection.support_weight * GAIN_UNIT,
+        deciding=selection.deciding_candidates,
     )
     if selection.gain_kappa is not None:  # float32 may see a gain where there is next to none
         size = 1e-4 * (1 + selection.gain_kappa) * (1 + max(map(max, q)) - min(map(min, q)))
@@ -89,6 +90,16 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
         asked = reference.asked_gains(q, density, least, per_nat)
         gains = reference.paired_bound(q, selection.gain_kappa, asked)
         assume(all(gain == 0 or abs(gain) > size for gain in gains))
+        plain = reference.scores(
+            q,
+            density,
+            kappa=selection.kappa,
+            weight=selection.support_weight,
+            value_scale=selection.value_scale,
+            bound=selection.bound,
+        )
+        ahead = [abs(v - plain[0]) for v in plain[1 : selection.deciding_candidates]]
+        assume(all(v > 1e-3 * (1 + max(map(abs, plain))) for v in ahead))
     best = expected[int(decision.index)]
     # Scores nearer than float32 can tell may come in either order.
     size = 1 + max(abs(v) for v in expected) + (1 + selection.kappa) * max(map(max, q), default=0)
@@ -369,7 +380,8 @@ def test_an_explanation_is_a_table_and_plain_data() -> None:
     told = policy.explain(np.zeros((1, 3), np.float32))
     lines = str(told).splitlines()
     assert lines[0].startswith("4 candidates, kappa=3, support_weight=1")
-    asked = "least_gain=0.06 (here 0.015), gain_per_nat=0.01 (here 0.0025)"
+    asked = "least_gain=0.06 (here 0.015), gain_per_nat=0.01 (here 0.0025), "
+    asked += "deciding_candidates=64"
     assert lines[0].endswith(f"gain_kappa=2.0, {asked}")
     assert len(lines) == 2 + 4
     assert len({len(line.split("[")[0]) for line in lines[2:]}) == 1, "columns do not line up"

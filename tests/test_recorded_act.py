@@ -28,6 +28,7 @@ SELECTIONS: list[dict[str, Any]] = [
     {"candidates": 32, "bound": "paired", "value_scale": "raw", "all_modes": True},
     {"candidates": 16, "value_knee": 1.0, "proposal_scale": 2.0},
     {"candidates": 20, "gain_kappa": 0.0, "least_gain": 0.5, "gain_per_nat": 0.2},
+    {"candidates": 20, "gain_kappa": 0.0, "deciding_candidates": 5},
     {"candidates": 20, "gain_kappa": None},
 ]
 

@@ -84,18 +84,29 @@ def test_a_row_of_the_short_table_is_a_mean_over_trainings() -> None:
         defaults.short_line("gem/a/b-v0", [record(0, 5, 1, 50)])
 
 
-def test_what_was_chosen_without_a_price_of_support_is_marked() -> None:
-    today = asdict(SelectionConfig(candidates=4))
-    before = {name: value for name, value in today.items() if name != "gain_per_nat"}
-    for settings, mark in (
-        (today, ""),
-        (before, r"\*"),
-        ({**before, "candidates": 1}, ""),  # chooses nothing
-        ({**before, "gain_kappa": None}, ""),  # asks for no gain, and so for none for support
+def test_what_was_chosen_before_the_latest_settings_is_marked() -> None:
+    def less(name: str, count: int, **changes: Any) -> dict[str, Any]:
+        own = asdict(SelectionConfig(candidates=count)) | changes
+        return row(f"GEM N={count}", 1.0, **{k: v for k, v in own.items() if k != name})
+
+    price, decide = "before `gain_per_nat`", "before `deciding_candidates`"
+    for made, when in (
+        (less("", 256), ""),
+        (less("gain_per_nat", 4), price),
+        (less("gain_per_nat", 1), ""),  # chooses nothing
+        (less("gain_per_nat", 4, gain_kappa=None), ""),  # asks for no gain, nor for one for support
+        (less("deciding_candidates", 65), decide),
+        (less("deciding_candidates", 64), ""),  # all decide
     ):
-        assert defaults.budget_of(row("GEM N=4", 1.0, **settings)) == "N=4" + mark
-    rows = [row("GEM N=1", 1.0, **{**before, "candidates": 1}), row("GEM N=4", 1.0, **before)]
-    assert defaults.of_before(rows) and not defaults.of_before(rows[:1])
+        assert defaults.before([made]) == when
+        mark = r"\*" if when else ""
+        assert defaults.budget_of(made) == made["label"].removeprefix("GEM ") + mark
+    rows = [less("", 4), less("deciding_candidates", 256)]
+    assert defaults.before(rows) == decide and defaults.before(rows[:1]) == ""
+    assert defaults.legend(rows) == r"\* before `deciding_candidates`."
+    both = [*rows, less("gain_per_nat", 4)]
+    assert defaults.legend(both) == rf"\* {decide} or {price}."
+    assert defaults.legend(rows[:1]) == ""
 
 
 def test_what_gem_has_more_than_iql_is_told_of_several_trainings() -> None:
@@ -131,8 +142,9 @@ def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
             less = {k: v for k, v in own[part].items() if k != name}
             assert not defaults.with_defaults({**own, part: less})
             assert not defaults.with_defaults({**own, part: {**own[part], name: "another"}})
-    before = {name: value for name, value in chosen.items() if name != "gain_per_nat"}
-    assert defaults.with_defaults({**own, "rows": [row("GEM N=7", 1.0, **before)]})
+    for name in defaults.LATEST:
+        before = {k: v for k, v in chosen.items() if k != name}
+        assert defaults.with_defaults({**own, "rows": [row("GEM N=7", 1.0, **before)]})
     for name in set(chosen) - {"candidates"}:
         other = row("GEM N=7", 1.0, **{**chosen, name: "another"})
         assert not defaults.with_defaults({**own, "rows": [*rows[1:], other]}), name
@@ -182,6 +194,16 @@ def test_a_budget_stands_under_its_own_count(
         ["b", "5 from 6", *cells, "", ""],
     ]
     assert counted.startswith("Of the 3 differences") and "3 above" in counted
+    # One row of before makes all on the same starts so: they are compared with each other.
+    made["rows"][1]["settings"].pop("gain_per_nat")
+    (tmp_path / "b_budget.json").write_text(json.dumps(made))
+    (tmp_path / "b_seed-1_budget.json").write_text(json.dumps({**made, "rows": made["rows"][2:]}))
+    means, trainings, counted = defaults.budgets()
+    name = "b, before `gain_per_nat`"
+    assert means[2][0] == f"{name}, mean of 2"
+    assert [line[0] for line in trainings[3:]] == [name, f"{name}, seed 1"]
+    assert counted.startswith("Of the 2 differences")
+    assert "Before `gain_per_nat`:\nOf the 1 differences" in counted
 
 
 def test_differences_beyond_chance_are_counted() -> None:

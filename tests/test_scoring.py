@@ -250,6 +250,7 @@ def test_the_rule_of_any_settings_is_the_formula(
             gain_kappa=selection.gain_kappa,
             least_gain=selection.least_gain * unit,
             gain_per_nat=selection.gain_per_nat * selection.support_weight * unit,
+            deciding=selection.deciding_candidates,
         )
         # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
         values = [v for v in expected if math.isfinite(v)]
@@ -267,6 +268,8 @@ def hair_thin(
         least = chosen.least_gain * unit
         per_nat = chosen.gain_per_nat * chosen.support_weight * unit
         if gains_are_thin(candidates, place, chosen.gain_kappa, least, per_nat):
+            return True
+        if decided_by_a_hair(candidates, place, chosen):
             return True
     if chosen.value_scale == "raw":
         return False
@@ -288,6 +291,26 @@ def gains_are_thin(
     asked = reference.asked_gains(q, density, least, per_nat)
     gains = [v for v in reference.paired_bound(q, kappa, asked) if math.isfinite(v)]
     return any(0 < abs(v) < 1e-5 * (1 + kappa) * size for v in gains)
+
+
+def decided_by_a_hair(
+    candidates: CandidateSet, place: tuple[int, ...], chosen: SelectionConfig
+) -> bool:
+    """Whether one of the deciding candidates has the first one's score but for rounding."""
+    q, density = members(candidates, place), candidates.log_behavior[place].double().tolist()
+    scores = reference.scores(
+        q,
+        density,
+        kappa=chosen.kappa,
+        weight=chosen.support_weight,
+        value_scale=chosen.value_scale,
+        bound=chosen.bound,
+    )
+    first, deciding = reference.first_finite(q) or 0, chosen.deciding_candidates or 0
+    size = max((abs(v) for v in scores if math.isfinite(v)), default=0.0)
+    size += max((abs(v) for m in q for v in m if math.isfinite(v)), default=0.0)
+    others = [v for n, v in enumerate(scores[:deciding]) if n != first]
+    return any(abs(v - scores[first]) < 1e-4 * (1 + chosen.kappa) * size for v in others)
 
 
 @given(moderate, kappas, st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.1]))
@@ -312,6 +335,44 @@ def test_what_must_improve_comes_after_the_first_where_it_does_not(
         order = plain[place][others].argsort(stable=True)
         moved = scores[place][others][order]
         assert (moved.diff() >= 0).all()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12))
+def test_the_first_candidates_decide_whether_and_all_of_them_which(
+    seed: int, deciding: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, density = (torch.randn(n, 40, 12, generator=generator) for n in (2, 1))
+    candidates = candidate_set(q, density[0])
+    base = BehaviorNormalized(Standardized(PairedBound(3.0)), 1.0)
+    free = Improving(base, 0.5)(candidates)
+    held = Improving(base, 0.5, deciding=deciding)(candidates)
+    leaves = free[..., :deciding].argmax(-1) > 0
+    assert torch.equal(held.argmax(-1), torch.where(leaves, free.argmax(-1), 0))
+    assert torch.equal(held[leaves], free[leaves])
+    assert torch.equal(held[..., 0], free[..., 0])
+
+
+def test_one_good_candidate_among_many_is_not_enough() -> None:
+    """One that decides must be sure of a gain, and beat the mode where that has a score."""
+    q, density = torch.zeros(3, 6), torch.zeros(6)
+    q[:, 4] = 1.0
+
+    def chosen(deciding: int | None, values: Tensor = q, density: Tensor = density) -> int:
+        rule = rule_of(SelectionConfig(support_weight=2.0, deciding_candidates=deciding), 1.0)
+        candidates = candidate_set(values, density)
+        return int(usable_scores(candidates, rule(candidates)).argmax())
+
+    assert [chosen(k) for k in (None, 6, 5, 4, 1)] == [4, 4, 4, 0, 0]
+    helped = q.clone()
+    helped[:, 1] = 0.5  # is better too, and lets the best one pass
+    assert chosen(2, helped) == 4
+    rare = torch.tensor([0.0, -3.0, 0.0, 0.0, 0.0, 0.0])
+    assert chosen(2, helped, rare) == 0  # where it is too rare to beat the mode, it does not
+    usual = torch.tensor([0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    assert chosen(2, q, usual) == 0  # beats the mode, but gains nothing
+    usual[0] = math.nan  # then whoever gains may replace it, and else nobody
+    assert chosen(2, q, usual) == 4
 
 
 def test_a_budget_that_brings_no_sure_gain_changes_nothing() -> None:
@@ -483,7 +544,7 @@ def test_rules_are_values() -> None:
         ),
         (
             {"gain_per_nat": 0.1, "support_weight": 0.5},
-            Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 0.5), 2.0, 0.06, 0.05),
+            Improving(BehaviorNormalized(Standardized(PairedBound(3.0)), 0.5), 2.0, 0.06, 0.05, 64),
         ),
     ],
 )

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from gem_policy.checkpoint import Checkpoint
-from gem_policy.config import NetworkConfig, SelectionConfig, from_mapping, require_count
+from gem_policy.config import (
+    NetworkConfig,
+    SelectionConfig,
+    from_mapping,
+    parse_settings,
+    require_count,
+)
 from gem_policy.env_specs import fits_spaces, make_spec
 from gem_policy.environments import env_maker, evaluation_spec
 from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
@@ -94,14 +100,7 @@ def gather_settings(
         values |= _read_settings(config)
     if seed is not None:
         values["seed"] = seed
-    for text in overrides:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes NAME=VALUE, got {text!r}.")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value
+    values |= parse_settings(overrides)
     groups: dict[type[Any], dict[str, Any]] = {
         TrainConfig: {},
         NetworkConfig: {},
