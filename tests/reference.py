@@ -167,6 +167,24 @@ def scores(
     return out
 
 
+def scores_by(
+    selection: Any, unit: float, q: Sequence[Sequence[float]], log_behavior: Sequence[float]
+) -> list[float]:
+    """`scores` by selection settings, for critics with this `gain_unit`."""
+    return scores(
+        q,
+        log_behavior,
+        kappa=selection.kappa,
+        weight=selection.support_weight,
+        value_scale=selection.value_scale,
+        bound=selection.bound,
+        gain_kappa=selection.gain_kappa,
+        least_gain=selection.least_gain * unit,
+        gain_per_nat=selection.gain_per_nat * selection.support_weight * unit,
+        deciding=selection.deciding_candidates,
+    )
+
+
 def behind_the_first(
     scores: Sequence[float],
     q: Sequence[Sequence[float]],

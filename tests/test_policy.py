@@ -70,18 +70,7 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
     decision = with_settings(selection).decide(observations(seed=seed))
     q = decision.candidates.q.double().tolist()
     density = decision.candidates.log_behavior.double().tolist()
-    expected = reference.scores(
-        q,
-        density,
-        kappa=selection.kappa,
-        weight=selection.support_weight,
-        value_scale=selection.value_scale,
-        bound=selection.bound,
-        gain_kappa=selection.gain_kappa,
-        least_gain=selection.least_gain * GAIN_UNIT,
-        gain_per_nat=selection.gain_per_nat * selection.support_weight * GAIN_UNIT,
-        deciding=selection.deciding_candidates,
-    )
+    expected = reference.scores_by(selection, GAIN_UNIT, q, density)
     if selection.gain_kappa is not None:  # float32 may see a gain where there is next to none
         size = 1e-4 * (1 + selection.gain_kappa) * (1 + max(map(max, q)) - min(map(min, q)))
         least = selection.least_gain * GAIN_UNIT
@@ -90,14 +79,7 @@ def test_the_decision_is_the_slow_twins(selection: SelectionConfig, seed: int) -
         asked = reference.asked_gains(q, density, least, per_nat)
         gains = reference.paired_bound(q, selection.gain_kappa, asked)
         assume(all(gain == 0 or abs(gain) > size for gain in gains))
-        plain = reference.scores(
-            q,
-            density,
-            kappa=selection.kappa,
-            weight=selection.support_weight,
-            value_scale=selection.value_scale,
-            bound=selection.bound,
-        )
+        plain = reference.scores_by(selection.replace(gain_kappa=None), GAIN_UNIT, q, density)
         ahead = [abs(v - plain[0]) for v in plain[1 : selection.deciding_candidates]]
         assume(all(v > 1e-3 * (1 + max(map(abs, plain))) for v in ahead))
     best = expected[int(decision.index)]

@@ -240,18 +240,8 @@ def test_the_rule_of_any_settings_is_the_formula(
 ) -> None:
     got = usable_scores(candidates, rule_of(selection, unit)(candidates))
     for place in reference.indices(*got.shape[:-1]):
-        expected = reference.scores(
-            members(candidates, place),
-            candidates.log_behavior[place].double().tolist(),
-            kappa=selection.kappa,
-            weight=selection.support_weight,
-            value_scale=selection.value_scale,
-            bound=selection.bound,
-            gain_kappa=selection.gain_kappa,
-            least_gain=selection.least_gain * unit,
-            gain_per_nat=selection.gain_per_nat * selection.support_weight * unit,
-            deciding=selection.deciding_candidates,
-        )
+        q, density = members(candidates, place), candidates.log_behavior[place].double().tolist()
+        expected = reference.scores_by(selection, unit, q, density)
         # Where tied values differ by rounding alone, float32 may see a tie that float64 does not.
         values = [v for v in expected if math.isfinite(v)]
         assert torch.isfinite(got[place]).tolist() == [math.isfinite(v) for v in expected]
@@ -298,14 +288,7 @@ def decided_by_a_hair(
 ) -> bool:
     """Whether one of the deciding candidates has the first one's score but for rounding."""
     q, density = members(candidates, place), candidates.log_behavior[place].double().tolist()
-    scores = reference.scores(
-        q,
-        density,
-        kappa=chosen.kappa,
-        weight=chosen.support_weight,
-        value_scale=chosen.value_scale,
-        bound=chosen.bound,
-    )
+    scores = reference.scores_by(chosen.replace(gain_kappa=None), 0.0, q, density)
     first, deciding = reference.first_finite(q) or 0, chosen.deciding_candidates or 0
     size = max((abs(v) for v in scores if math.isfinite(v)), default=0.0)
     size += max((abs(v) for m in q for v in m if math.isfinite(v)), default=0.0)
