@@ -14,8 +14,8 @@ starts from 180000, played with `--set deciding_candidates=64` too: their checkp
 before these were the defaults.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
-but the seed, of selection but N: what was made with earlier ones stays on record. Shown apart, or
-marked, is what was played before `gain_per_nat`, or with more than 64 candidates before
+but the seed, of selection but N: what was made with earlier ones stays on record. Marked, and
+counted apart, is what was played before `gain_per_nat`, or with more than 64 candidates before
 `deciding_candidates`, with else the same settings.
 
 All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it changes nothing.
@@ -24,7 +24,6 @@ All of it goes into `benchmarks/RESULTS.md`, means into the README. Run again it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -44,9 +43,9 @@ GAINS = (16, 256)  # budgets whose returns are compared with those of N = 1
 Curve = dict[int, dict[str, Any]]  # rows of a report by N
 IQL = "d3rlpy IQL"
 UPDATES = (20_000, 100_000)  # of IQL's, in the short table
-# The latest settings of selection, and the least N at which they make a difference.
-LATEST = {"gain_per_nat": 2, "deciding_candidates": 65}
-MARK = "\\*"  # of a cell that is of before
+# The latest settings of selection, the least N at which they make a difference, and the mark of a
+# number that was played before them.
+LATEST = {"gain_per_nat": (2, "¹"), "deciding_candidates": (65, "²")}
 FALLS = {"halfcheetah/medium": 5000}  # returns of less are falls, which hide what every step costs
 COLUMNS = {
     "cloning (behavior sample)": "cloning, sample",
@@ -115,24 +114,28 @@ def _short(records: list[dict[str, Any]], label: str) -> str:
 
 
 def budget_of(row: dict[str, Any]) -> str:
-    """``N=32``, and the mark where it was chosen as before."""
-    return row["label"].split()[1] + (MARK if before([row]) else "")
+    """``N=32``, and its mark."""
+    return row["label"].split()[1] + mark(row)
 
 
-def before(rows: Iterable[dict[str, Any]]) -> str:
-    """Before which of `LATEST` rows that ask for a gain chose, in words; or nothing."""
-    settings = [row["settings"] for row in rows]
-    asked = [own for own in settings if own.get("gain_kappa") is not None]
-    for name, least in LATEST.items():
-        if any(own["candidates"] >= least and name not in own for own in asked):
-            return f"before `{name}`"
-    return ""
+def before(row: dict[str, Any]) -> str:
+    """Before which of `LATEST` a row that asks for a gain was played; or nothing."""
+    own = row.get("settings", {})
+    if own.get("gain_kappa") is None:
+        return ""
+    late = (name for name, (least, _) in LATEST.items() if own["candidates"] >= least)
+    return next((name for name in late if name not in own), "")
 
 
-def legend(rows: Iterable[dict[str, Any]]) -> str:
-    """What the mark stands for."""
-    found = sorted({words for row in rows if (words := before([row]))})
-    return f"{MARK} {' or '.join(found)}." if found else ""
+def mark(row: dict[str, Any]) -> str:
+    """What is put behind a number of before."""
+    return LATEST[name][1] if (name := before(row)) else ""
+
+
+def with_legend(text: str) -> str:
+    """The text, and what the marks in it stand for."""
+    found = [f"{sign} before `{name}`" for name, (_, sign) in LATEST.items() if sign in text]
+    return f"{text}\n\n{', '.join(found)}." if found else text
 
 
 def over_iql(groups: dict[str, list[dict[str, Any]]]) -> str:
@@ -204,8 +207,14 @@ def gains(curves: list[Curve]) -> list[str]:
         differences = [gained(curve, count) for curve in played]
         several = np.array([x.mean() for x in differences])
         mean, error = with_error(differences[0] if len(curves) == 1 else several)
-        cells.append(f"{round(mean):+d} ± {error:.0f}{fewer(played, curves)}")
+        cell = f"{round(mean):+d} ± {error:.0f}{marks(played, count)}"
+        cells.append(f"{cell}{fewer(played, curves)}")
     return cells
+
+
+def marks(played: list[Curve], count: int) -> str:
+    """The marks of what several trainings have with N = ``count``."""
+    return "".join(sorted({mark(curve[count]) for curve in played}))
 
 
 def gained(curve: Curve, count: int) -> npt.NDArray[np.float64]:
@@ -219,14 +228,27 @@ def with_error(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def tally(curves: list[Curve]) -> str:
-    """How often another budget is worse or better than N = 1, start by start, beyond chance."""
-    found = [with_error(gained(curve, n)) for curve in curves if 1 in curve for n in curve if n > 1]
-    worse = sum(mean < -1.96 * error for mean, error in found)
-    better = sum(mean > 1.96 * error for mean, error in found)
-    chance = 0.025 * len(found)
-    return f"""Of the {len(found)} differences of a training's budgets to its N = 1, start by start,
-{worse} are below 0 by more than 1.96 standard errors, {better} above; by chance {chance:.1f}."""
+def tally(curves: list[Curve]) -> list[str]:
+    """How often another budget is worse or better than N = 1, start by start, beyond chance.
+
+    A paragraph for every time of `before`.
+    """
+    times: dict[str, list[tuple[float, float]]] = {}
+    for curve in (own for own in curves if 1 in own):
+        for n in set(curve) - {1}:
+            times.setdefault(before(curve[n]), []).append(with_error(gained(curve, n)))
+    told = []
+    for name in ("", *reversed(LATEST)):
+        if found := times.get(name):
+            worse = sum(mean < -1.96 * error for mean, error in found)
+            better = sum(mean > 1.96 * error for mean, error in found)
+            when = f"Before `{name}`:\n" if name else ""
+            told.append(
+                f"{when}Of the {len(found)} differences of a training's budgets to its N = 1,\n"
+                f"start by start, {worse} are below 0 by more than 1.96 standard errors,\n"
+                f"{better} above; by chance {0.025 * len(found):.1f}."
+            )
+    return told
 
 
 def without_falls(curves: dict[str, Curve], least: float) -> list[list[str]]:
@@ -249,7 +271,7 @@ def without_falls(curves: dict[str, Curve], least: float) -> list[list[str]]:
             both = (many >= least) & (returns[1] >= least)
             mean, error = with_error((many - returns[1])[both])
             change = f"{mean:+.1f} ± {error:.1f}, " if count > 1 else ""
-            cells.append(f"{change}{int((many < least).sum())} fall")
+            cells.append(f"{change}{int((many < least).sum())} fall{mark(curve[count])}")
         rows.append([name, *cells])
     return rows
 
@@ -260,7 +282,7 @@ def mean_of(curves: list[Curve], count: int) -> str:
     if not played:
         return ""
     mean = np.mean([curve[count]["summary"]["return"]["mean"] for curve in played])
-    return f"{mean:.0f}{fewer(played, curves)}"
+    return f"{mean:.0f}{marks(played, count)}{fewer(played, curves)}"
 
 
 def fewer(played: list[Curve], curves: list[Curve]) -> str:
@@ -289,26 +311,21 @@ def budgets() -> tuple[list[list[str]], list[list[str]], str]:
         special = [word.replace("-", " ") for word in path.stem.split("_")[1:-1]]
         data = name_of(document["dataset_id"])
         starts = f"{document['episodes']} from {document['seed']}"
-        alike.setdefault((data, starts), {})[", ".join(["", *special])] = curves[path]
-    rows, means, falls = [], list[list[str]](), list[str]()
-    times: dict[str, list[Curve]] = {"": []}
-    for (data, starts), played in alike.items():
-        own = list(played.values())
-        when = before(row for curve in own for row in curve.values())
-        times.setdefault(when, []).extend(own)
-        name = ", ".join(filter(None, [data, when]))
-        named = {name + special: curve for special, curve in played.items()}
+        alike.setdefault((data, starts), {})[", ".join([data, *special])] = curves[path]
+    rows, means = list[list[str]](), list[list[str]]()
+    added = tally(list(curves.values()))
+    for (data, starts), named in alike.items():
+        own = list(named.values())
         for full, curve in named.items():
-            cells = [interval(curve[n]) if n in curve else "" for n in counts]
+            cells = [interval(curve[n]) + mark(curve[n]) if n in curve else "" for n in counts]
             rows.append([full, starts, *cells, *gains([curve])])
         if len(own) > 1:
             cells = [mean_of(own, n) for n in counts]
-            means.append([f"{name}, mean of {len(own)}", starts, *cells, *gains(own)])
+            means.append([f"{data}, mean of {len(own)}", starts, *cells, *gains(own)])
         if least := FALLS.get(data):
             told = f"Less N = 1 where neither has less than {least}, and how many starts have less:"
-            falls += [told, markdown(without_falls(named, least))]
-    added = [":\n".join(filter(None, [w.capitalize(), tally(own)])) for w, own in times.items()]
-    return [head, *means], rows, "\n\n".join(added + falls)
+            added += [told, markdown(without_falls(named, least))]
+    return [head, *means], rows, "\n\n".join(added)
 
 
 def bodies() -> tuple[str, str]:
@@ -333,14 +350,12 @@ def bodies() -> tuple[str, str]:
     parts = (
         [
             markdown(short),
-            legend(row_of(r, "GEM") for r in shown),
             over_iql(groups),
             f"{played}. The budget:",
             markdown(means),
         ],
         [
             markdown([head, *(line(r) for r in shown)]),
-            legend(row_of(r, "GEM") for r in shown),
             over_iql(groups),
             f"{played}. The budget:",
             markdown([*means, *trainings]),
@@ -348,7 +363,7 @@ def bodies() -> tuple[str, str]:
         ],
     )
     short_page, long_page = ("\n\n".join(filter(None, own)) for own in parts)
-    return short_page, long_page
+    return with_legend(short_page), with_legend(long_page)
 
 
 def main() -> None:

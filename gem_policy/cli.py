@@ -129,6 +129,7 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
         ) from error
 
 
+SWEPT = ("candidates", "support_weight", "kappa")  # have options: a row for each of their values
 GAINS = ("least_gain", "gain_per_nat", "deciding_candidates")
 
 
@@ -136,14 +137,24 @@ def select_as_asked(policy: GEMPolicy, name: str, asked: dict[str, Any]) -> None
     """Change a policy's selection settings.
 
     Raises:
-        ConfigError: A setting is unknown or out of range, or would change nothing.
+        ConfigError: A setting is unknown or out of range, has an option of its own, or would
+            change nothing.
     """
-    changed = policy.selection.replace(**asked)
-    for setting in (gain for gain in GAINS if gain in asked):
+    for setting in (swept for swept in SWEPT if swept in asked):
+        option = "--" + setting.replace("_", "-")
+        raise ConfigError(
+            f"Give {option} {asked[setting]} instead of --set {setting}={asked[setting]}: it takes "
+            "several values, for a row each."
+        )
+    if "temperature" in asked:
+        raise ConfigError("temperature has no effect: these rows take the best score.")
+    own = policy.selection
+    changed = own.replace(**asked)
+    for setting in (gain for gain in GAINS if getattr(changed, gain) != getattr(own, gain)):
         if changed.gain_kappa is None:
             raise ConfigError(
-                f"{setting} has no effect on {name}: its gain_kappa is None. Give "
-                "--set gain_kappa=2 too."
+                f"{setting} has no effect on {name} where gain_kappa is None (null): no gain is "
+                "asked for."
             )
         if setting != "deciding_candidates" and policy.config.gain_unit == 0:
             raise ConfigError(
@@ -163,7 +174,7 @@ def evaluate(
     kappa: Annotated[str, typer.Option(help="kappa, comma-separated.")] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=VALUE of another selection setting, for all rows."),
+        typer.Option("--set", help="NAME=VALUE of another setting of selection."),
     ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Also play the behavior model and the actor alone.")

@@ -53,9 +53,15 @@ def require_number(name: str, value: object, expected: str, low: float, high: fl
     require(finite and low <= value <= high, name, value, expected)  # type: ignore[operator]
 
 
-def require_count(name: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """`require` for an integer of at least ``low``, and at most ``high`` if that is given."""
+def require_count(
+    name: str, value: object, low: int = 1, high: int | None = None, or_none: bool = False
+) -> None:
+    """`require` for an integer of at least ``low``, and at most ``high`` if that is given.
+
+    ``or_none``: the message says that None is possible too; it is for the caller to let it pass.
+    """
     expected = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
+    expected += ", or None (null)" * or_none
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     fine = whole and value >= low and (high is None or value <= high)  # type: ignore[operator]
     require(fine, name, value, expected)
@@ -224,11 +230,11 @@ class SelectionConfig:
             log-density that a candidate gives up against candidate 0 (our choice, measured:
             DESIGN.md). The more candidates, the more lie at the edges of the data, where critics
             are wrong. 0: support counts in the score alone.
-        deciding_candidates: With ``gain_kappa``, one of the first this many candidates must be one
-            that may replace candidate 0, and have a better score, before any may; which one does is
-            then for all of them to say (our choice, measured: DESIGN.md). The best of many scores
-            is the better the more there are, though no action is: so a larger budget makes better
-            choices, not more of them. None: all decide.
+        deciding_candidates: With ``gain_kappa`` and more candidates than this, one of the first
+            this many must be one that may replace candidate 0, and have a better score, before any
+            may; which one does is then for all of them to say (our choice, measured: DESIGN.md).
+            The best of many scores is the better the more there are, though no action is: so a
+            larger budget makes better choices, and hardly more of them. None: all decide.
     """
 
     candidates: int = 32
@@ -261,7 +267,7 @@ class SelectionConfig:
         require_number("least_gain", self.least_gain, "a finite number >= 0", 0, math.inf)
         require_number("gain_per_nat", self.gain_per_nat, "a finite number >= 0", 0, math.inf)
         if self.deciding_candidates is not None:
-            require_count("deciding_candidates", self.deciding_candidates)
+            require_count("deciding_candidates", self.deciding_candidates, or_none=True)
         if self.value_knee is not None:
             require_number("value_knee", self.value_knee, "a finite number or None", -1e9, 1e9)
         require_choice("bound", self.bound, BOUNDS)

@@ -39,8 +39,8 @@ class CandidateRow:
         lcb: ``q_mean - kappa * q_std``.
         gain: Lower bound of what it gains over candidate 0. With ``gain_kappa``: those whose gain
             is not above 0, or whose mean gain is not above what `Explanation` says, rank behind
-            candidate 0, all where ``deciding_candidates`` want none. With ``kappa`` where that is
-            None.
+            candidate 0; all do where there are more than ``deciding_candidates`` and none of the
+            first so many is better. With ``kappa`` where that is None.
         log_beta: Log density under the behavior model, in nats.
         z: ``log_beta`` standardized within the candidates.
         score: What they were ranked by; -inf for a candidate with a non-finite number.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gem_policy.candidates import CandidateSet
 from gem_policy.config import SelectionConfig
+from gem_policy.selection import usable
 
 TIE = 1e-6  # std, relative to the size of the mean, below which candidates count as tied
 BEYOND_KNEE = 0.1  # what counts of a standardized value's excess over the knee
@@ -122,11 +123,11 @@ class Improving:
     gain above ``least``, and above ``per_nat`` more for every nat of the behavior model's
     log-density that it gives up against candidate 0 (our choice): a best score alone can be that of
     a candidate which is merely well supported, members that share an error agree on gains which are
-    none, and the best of many is the more overrated the fewer data are around it. Nor may any where
-    none of the first ``deciding`` does, with a better score than candidate 0: the best of many
-    scores grows with their number, though no action gets better. Among themselves the others keep
-    their order. For sets whose candidate 0 is the actor's mode: `decide` leaves it out where all
-    candidates are fresh draws.
+    none, and the best of many is the more overrated the fewer data are around it. Nor may any of
+    more than ``deciding`` candidates where none of the first so many may, with a better score than
+    candidate 0: the best of many scores grows with their number, though no action gets better.
+    Among themselves the others keep their order. For sets whose candidate 0 is the actor's mode:
+    `decide` leaves it out where all candidates are fresh draws.
     """
 
     base: ScoringRule
@@ -144,9 +145,10 @@ class Improving:
             allowed &= gain.mean(0) > self.least + self._price(candidates.log_behavior, first)
         finite, own = torch.isfinite(scores), scores.gather(-1, first)
         if self.deciding is not None and self.deciding < scores.shape[-1]:
-            better = (allowed & finite & (scores > own))[..., : self.deciding]
-            # Where candidate 0 has no score, nobody has to be better.
-            allowed &= better.any(-1, keepdim=True) | ~torch.isfinite(own)
+            fine = usable(candidates, scores)
+            better = (allowed & fine & (scores > own))[..., : self.deciding]
+            # Where candidate 0 may not be chosen itself, nobody has to be better.
+            allowed &= better.any(-1, keepdim=True) | ~fine.gather(-1, first)
         allowed = allowed.scatter(-1, first, True)
         best = torch.where(finite, scores, -torch.inf).amax(-1, keepdim=True)
         # Where candidate 0 has no score, the others come behind the least of those that may.

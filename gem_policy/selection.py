@@ -35,10 +35,16 @@ class Decision:
 def usable_scores(
     candidates: CandidateSet, scores: Float[Tensor, "*batch candidates"]
 ) -> Float[Tensor, "*batch candidates"]:
-    """Scores with -inf for every candidate whose value, density or score is not finite."""
+    """Scores with -inf for every candidate that is not `usable`."""
+    return torch.where(usable(candidates, scores), scores, -torch.inf)
+
+
+def usable(
+    candidates: CandidateSet, scores: Float[Tensor, "*batch candidates"]
+) -> Bool[Tensor, "*batch candidates"]:
+    """Which candidates may be chosen: those whose values, density and score are all finite."""
     # A sum is finite only if every term is (or overflows, which deserves the same treatment).
-    total = candidates.q.sum(0) + candidates.log_behavior + scores
-    return torch.where(torch.isfinite(total), scores, -torch.inf)
+    return torch.isfinite(candidates.q.sum(0) + candidates.log_behavior + scores)
 
 
 def select(

@@ -157,14 +157,14 @@ def scores(
         value = standardize(value)
     z = standardize(log_behavior)
     out = [v + (weight * s if weight else 0.0) for v, s in zip(value, z, strict=True)]
+    usable = [
+        all(math.isfinite(x) for x in (*(member[n] for member in q), log_behavior[n], value[n]))
+        for n in range(len(out))
+    ]
     if gain_kappa is not None:
         asked = asked_gains(q, log_behavior, least_gain, gain_per_nat)
-        out = behind_the_first(out, q, gain_kappa, asked, deciding)
-    for n in range(len(out)):
-        numbers = [*(member[n] for member in q), log_behavior[n], value[n]]
-        if not all(math.isfinite(x) for x in numbers):
-            out[n] = -math.inf
-    return out
+        out = behind_the_first(out, q, gain_kappa, asked, usable, deciding)
+    return [v if fine else -math.inf for v, fine in zip(out, usable, strict=True)]
 
 
 def scores_by(
@@ -190,11 +190,13 @@ def behind_the_first(
     q: Sequence[Sequence[float]],
     kappa: float,
     asked: Sequence[float],
+    usable: Sequence[bool],
     deciding: int | None = None,
 ) -> list[float]:
     """Candidates without a sure gain moved down, together, to behind the first finite one.
 
-    All of them, where no such candidate is among the first ``deciding`` that beats it.
+    All of them, where there are more than ``deciding`` and no such candidate is among the first so
+    many that beats it.
     """
     gain = paired_bound(q, kappa, asked)
     first = first_finite(q) or 0
@@ -202,8 +204,9 @@ def behind_the_first(
     if not finite:
         return list(scores)
     gaining = [n for n in range(len(scores)) if gain[n] > 0 and math.isfinite(scores[n])]
-    if deciding is not None and math.isfinite(scores[first]):
-        if not any(scores[n] > scores[first] for n in gaining if n < deciding):
+    if deciding is not None and deciding < len(scores) and usable[first]:
+        heard = [n for n in gaining if n < deciding and usable[n]]
+        if not any(scores[n] > scores[first] for n in heard):
             gaining = []
     may = [v for n, v in enumerate(scores) if (n == first or n in gaining) and math.isfinite(v)]
     own = scores[first] if math.isfinite(scores[first]) else min(may, default=max(finite))

@@ -89,24 +89,22 @@ def test_what_was_chosen_before_the_latest_settings_is_marked() -> None:
         own = asdict(SelectionConfig(candidates=count)) | changes
         return row(f"GEM N={count}", 1.0, **{k: v for k, v in own.items() if k != name})
 
-    price, decide = "before `gain_per_nat`", "before `deciding_candidates`"
-    for made, when in (
-        (less("", 256), ""),
-        (less("gain_per_nat", 4), price),
-        (less("gain_per_nat", 1), ""),  # chooses nothing
-        (less("gain_per_nat", 4, gain_kappa=None), ""),  # asks for no gain, nor for one for support
-        (less("deciding_candidates", 65), decide),
-        (less("deciding_candidates", 64), ""),  # all decide
+    for made, setting, sign in (
+        (less("", 256), "", ""),
+        (less("gain_per_nat", 4), "gain_per_nat", "¹"),
+        (less("gain_per_nat", 1), "", ""),  # chooses nothing
+        (less("gain_per_nat", 4, gain_kappa=None), "", ""),  # asks for no gain
+        (less("deciding_candidates", 65), "deciding_candidates", "²"),
+        (less("deciding_candidates", 64), "", ""),  # all decide
     ):
-        assert defaults.before([made]) == when
-        mark = r"\*" if when else ""
-        assert defaults.budget_of(made) == made["label"].removeprefix("GEM ") + mark
-    rows = [less("", 4), less("deciding_candidates", 256)]
-    assert defaults.before(rows) == decide and defaults.before(rows[:1]) == ""
-    assert defaults.legend(rows) == r"\* before `deciding_candidates`."
-    both = [*rows, less("gain_per_nat", 4)]
-    assert defaults.legend(both) == rf"\* {decide} or {price}."
-    assert defaults.legend(rows[:1]) == ""
+        assert (defaults.before(made), defaults.mark(made)) == (setting, sign)
+        assert defaults.budget_of(made) == made["label"].removeprefix("GEM ") + sign
+    assert defaults.with_legend("1 and 2") == "1 and 2"
+    assert defaults.with_legend("1² and 2") == "1² and 2\n\n² before `deciding_candidates`."
+    both = "¹ before `gain_per_nat`, ² before `deciding_candidates`."
+    assert defaults.with_legend("1² and 2¹").endswith(both)
+    today, old = ({n: less(name, n) for n in (4, 256)} for name in ("", "deciding_candidates"))
+    assert defaults.marks([today, old], 256) == "²" and defaults.marks([today, old], 4) == ""
 
 
 def test_what_gem_has_more_than_iql_is_told_of_several_trainings() -> None:
@@ -194,14 +192,10 @@ def test_a_budget_stands_under_its_own_count(
         ["b", "5 from 6", *cells, "", ""],
     ]
     assert counted.startswith("Of the 3 differences") and "3 above" in counted
-    # One row of before makes all on the same starts so: they are compared with each other.
-    made["rows"][1]["settings"].pop("gain_per_nat")
+    made["rows"][1]["settings"].pop("gain_per_nat")  # of N = 4
     (tmp_path / "b_budget.json").write_text(json.dumps(made))
-    (tmp_path / "b_seed-1_budget.json").write_text(json.dumps({**made, "rows": made["rows"][2:]}))
-    means, trainings, counted = defaults.budgets()
-    name = "b, before `gain_per_nat`"
-    assert means[2][0] == f"{name}, mean of 2"
-    assert [line[0] for line in trainings[3:]] == [name, f"{name}, seed 1"]
+    _, trainings, counted = defaults.budgets()
+    assert trainings[3] == ["b", "5 from 6", cells[0], cells[1] + "¹", "", ""]
     assert counted.startswith("Of the 2 differences")
     assert "Before `gain_per_nat`:\nOf the 1 differences" in counted
 
@@ -213,7 +207,7 @@ def test_differences_beyond_chance_are_counted() -> None:
 
     # Means of 3, -3 and 1, each with a standard error of 1.
     curves = [curve(2, 4), curve(-2, -4), curve(0, 2)]
-    counted = defaults.tally(curves)
+    (counted,) = defaults.tally(curves)
     assert counted.startswith("Of the 6 differences")
     assert "1 are below 0" in counted and "1 above" in counted and "by chance 0.2" in counted
 

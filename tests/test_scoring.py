@@ -334,6 +334,8 @@ def test_the_first_candidates_decide_whether_and_all_of_them_which(
     assert torch.equal(held.argmax(-1), torch.where(leaves, free.argmax(-1), 0))
     assert torch.equal(held[leaves], free[leaves])
     assert torch.equal(held[..., 0], free[..., 0])
+    for all_of_them in (12, 13):
+        assert torch.equal(Improving(base, 0.5, deciding=all_of_them)(candidates), free)
 
 
 def test_one_good_candidate_among_many_is_not_enough() -> None:
@@ -341,8 +343,11 @@ def test_one_good_candidate_among_many_is_not_enough() -> None:
     q, density = torch.zeros(3, 6), torch.zeros(6)
     q[:, 4] = 1.0
 
-    def chosen(deciding: int | None, values: Tensor = q, density: Tensor = density) -> int:
-        rule = rule_of(SelectionConfig(support_weight=2.0, deciding_candidates=deciding), 1.0)
+    def chosen(
+        deciding: int | None, values: Tensor = q, density: Tensor = density, weight: float = 2.0
+    ) -> int:
+        settings = SelectionConfig(support_weight=weight, deciding_candidates=deciding)
+        rule = rule_of(settings, 1.0)
         candidates = candidate_set(values, density)
         return int(usable_scores(candidates, rule(candidates)).argmax())
 
@@ -355,7 +360,17 @@ def test_one_good_candidate_among_many_is_not_enough() -> None:
     usual = torch.tensor([0.0, 3.0, 0.0, 0.0, 0.0, 0.0])
     assert chosen(2, q, usual) == 0  # beats the mode, but gains nothing
     usual[0] = math.nan  # then whoever gains may replace it, and else nobody
-    assert chosen(2, q, usual) == 4
+    assert chosen(2, q, usual) == chosen(2, q, usual, 0.0) == 4
+    broken = torch.tensor([0.0, math.nan, 0.0, 0.0, 0.0, 0.0])
+    assert chosen(2, helped, broken) == chosen(2, helped, broken, 0.0) == 0  # has no say
+    endless = q.clone()
+    endless[:, 1] = math.inf
+    assert chosen(2, endless) == 0
+    raw = BehaviorNormalized(LowerBound(0.0), 1.0)
+    tied = candidate_set([[0.0, 2.0, 3.0, -9.0]], [1.0, -1.0, 1.0, -1.0])
+    scores = raw(tied)
+    assert scores[0] == scores[1] < scores[2], "candidate 1 gains what its rarity costs"
+    assert int(Improving(raw, 0.0, deciding=2)(tied).argmax()) == 0
 
 
 def test_a_budget_that_brings_no_sure_gain_changes_nothing() -> None:
