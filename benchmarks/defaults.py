@@ -195,8 +195,9 @@ def chooses_so(document: dict[str, Any]) -> bool:
 def gains(curves: list[Curve]) -> list[str]:
     """Mean return with N = 16 and 256 less that with N = 1, each with its standard error.
 
-    Of one training that of the differences on the same starts, of several that of the trainings'
-    differences.
+    Of one training that of the differences on the same starts; of several that of the trainings'
+    differences, or that of all their starts if it is larger: two or three trainings may agree by
+    chance.
     """
     cells = []
     for count in GAINS:
@@ -204,9 +205,10 @@ def gains(curves: list[Curve]) -> list[str]:
         if not played or len(played) == 1 < len(curves):
             cells.append("")
             continue
-        differences = [gained(curve, count) for curve in played]
-        several = np.array([x.mean() for x in differences])
-        mean, error = with_error(differences[0] if len(curves) == 1 else several)
+        each = np.array([with_error(gained(curve, count)) for curve in played])
+        mean, error = each[:, 0].mean(), np.hypot.reduce(each[:, 1]) / len(each)
+        if len(each) > 1:
+            error = max(error, with_error(each[:, 0])[1])
         cell = f"{round(mean):+d} ± {error:.0f}{marks(played, count)}"
         cells.append(f"{cell}{fewer(played, curves)}")
     return cells

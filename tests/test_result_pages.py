@@ -157,9 +157,11 @@ def test_a_gain_is_a_mean_difference_with_its_standard_error() -> None:
     assert defaults.gains([one]) == [f"+11 ± {error:.0f}", ""]
     other = curve(n1=[5.0, 5.0], n16=[10.0, 20.0], n256=[0.0, 1.0])
     assert defaults.gains([other]) == ["+10 ± 5", "-4 ± 0"]
-    # Of two trainings, 11 and 10: what they differ by, whatever their episodes do.
-    assert defaults.gains([one, other]) == ["+10 ± 0", ""]
-    assert defaults.gains([one, other, {1: one[1]}]) == ["+10 ± 0 (2)", ""]
+    # Two trainings, 11 +- 1 and 10 +- 5, differ by 0.5 +- 0.5 only; by their starts it is 2.5.
+    assert defaults.gains([one, other]) == ["+10 ± 3", ""]
+    assert defaults.gains([one, other, {1: one[1]}]) == ["+10 ± 3 (2)", ""]
+    far = curve(n1=[0.0, 0.0], n16=[50.0, 52.0])
+    assert defaults.gains([one, far]) == ["+31 ± 20", ""]
     assert defaults.gains([one, {1: one[1]}]) == ["", ""]
 
 
