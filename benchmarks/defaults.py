@@ -350,12 +350,7 @@ def bodies() -> tuple[str, str]:
     means, trainings, counted = budgets()
     played = f"Returns, {shown[0]['episodes']} episodes a row, from seed {shown[0]['seed']}"
     parts = (
-        [
-            markdown(short),
-            over_iql(groups),
-            f"{played}. The budget:",
-            markdown(means),
-        ],
+        [markdown(short), over_iql(groups), f"{played}. The budget:", markdown(means)],
         [
             markdown([head, *(line(r) for r in shown)]),
             over_iql(groups),

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gem_policy.config import SelectionConfig
-from gem_policy.scoring import PairedBound, lower_bound, standardize
+from gem_policy.scoring import PairedBound, asked_gains, lower_bound, standardize
 from gem_policy.selection import Decision
 
 _COLUMNS = (
@@ -116,9 +116,7 @@ class Explanation:
             CandidateRow(*(rank, i, *table[i][:9], tuple(table[i][9])))
             for rank, i in enumerate(order, start=1)
         )
-        least = selection.least_gain * gain_unit
-        per_nat = selection.gain_per_nat * selection.support_weight * gain_unit
-        return cls(rows, selection, bool(decision.supported), least, per_nat)
+        return cls(rows, selection, bool(decision.supported), *asked_gains(selection, gain_unit))
 
     @property
     def chosen(self) -> CandidateRow:

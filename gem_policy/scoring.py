@@ -217,6 +217,11 @@ def rule_of(config: SelectionConfig, gain_unit: float) -> ScoringRule:
     rule = BehaviorNormalized(base, config.support_weight) if config.support_weight else base
     if config.gain_kappa is None:
         return rule
-    least = config.least_gain * gain_unit
-    per_nat = config.gain_per_nat * config.support_weight * gain_unit
+    least, per_nat = asked_gains(config, gain_unit)
     return Improving(rule, config.gain_kappa, least, per_nat, config.deciding_candidates)
+
+
+def asked_gains(config: SelectionConfig, gain_unit: float) -> tuple[float, float]:
+    """``least_gain``, and ``gain_per_nat`` times ``support_weight``, in the critics' unit."""
+    per_nat = config.gain_per_nat * config.support_weight
+    return config.least_gain * gain_unit, per_nat * gain_unit

@@ -157,7 +157,7 @@ def test_a_gain_is_a_mean_difference_with_its_standard_error() -> None:
     assert defaults.gains([one]) == [f"+11 ± {error:.0f}", ""]
     other = curve(n1=[5.0, 5.0], n16=[10.0, 20.0], n256=[0.0, 1.0])
     assert defaults.gains([other]) == ["+10 ± 5", "-4 ± 0"]
-    # Two trainings, 11 +- 1 and 10 +- 5, differ by 0.5 +- 0.5 only; by their starts it is 2.5.
+    # Of two trainings, 11 +- 1 and 10 +- 5: 0.5 by what they differ, 2.5 by their starts.
     assert defaults.gains([one, other]) == ["+10 ± 3", ""]
     assert defaults.gains([one, other, {1: one[1]}]) == ["+10 ± 3 (2)", ""]
     far = curve(n1=[0.0, 0.0], n16=[50.0, 52.0])
