@@ -57,7 +57,7 @@ MUTANTS = [
            "test_scoring:test_a_gain_must_be_large_in_units_of_the_policy_too"),
     Mutant("lambda forgotten", "scoring:asked_gains",
            "config.gain_per_nat * config.support_weight", "config.gain_per_nat",
-           "test_scoring:test_without_support_weight_the_density_has_no_say"),
+           "test_scoring:test_a_gain_must_pay_for_the_support_that_it_gives_up"),
     Mutant("support is given up for nothing", "scoring:Improving._price",
            "lost * self.per_nat", "lost * 0.0",
            "test_scoring:test_a_gain_must_pay_for_the_support_that_it_gives_up"),
