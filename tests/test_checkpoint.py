@@ -28,7 +28,6 @@ from strategies import observation_spaces, selections
 from gem_policy import checkpoint as module
 from gem_policy.checkpoint import (
     CONFIG_FILE,
-    FORMAT_VERSION,
     METADATA_KEY,
     WEIGHTS_FILE,
     Checkpoint,
@@ -42,6 +41,7 @@ from gem_policy.checkpoint import (
 )
 from gem_policy.config import SelectionConfig
 from gem_policy.errors import CheckpointError, GEMWarning
+from gem_policy.formats import FORMAT_VERSION, MIGRATIONS
 from gem_policy.policy import GEMPolicy
 
 Document = dict[str, Any]
@@ -479,7 +479,7 @@ def test_an_older_format_is_migrated(file: Path, monkeypatch: pytest.MonkeyPatch
     rewrite(file, document=make_old)
     with pytest.raises(CheckpointError, match="unknown format version 0"):
         load(file)
-    monkeypatch.setitem(module.MIGRATIONS, 0, migrate)
+    monkeypatch.setitem(MIGRATIONS, 0, migrate)
     assert_same(load(file), expected)
 
 

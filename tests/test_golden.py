@@ -6,7 +6,7 @@
 If a test here fails and nobody meant to change what a checkpoint means: the change is wrong.
 If it is meant:
 
-1. raise `FORMAT_VERSION` in `gem_policy/checkpoint.py` and give `MIGRATIONS` the step from the
+1. raise `FORMAT_VERSION` in `gem_policy/formats.py` and give `MIGRATIONS` the step from the
    version before, so that the old golden file still loads and still decides the same;
 2. run `python tests/test_golden.py`, which writes the golden files of the new version and leaves
    the old ones alone;
@@ -28,8 +28,9 @@ import pytest
 import torch
 from fakes import tiny_checkpoint
 
-from gem_policy.checkpoint import FORMAT_VERSION, load, save
+from gem_policy.checkpoint import load, save
 from gem_policy.config import SelectionConfig
+from gem_policy.formats import FORMAT_VERSION
 from gem_policy.policy import GEMPolicy
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -22,6 +22,7 @@ LEVELS = {
     "config": 0,
     "cuda_graph": 0,
     "errors": 0,
+    "formats": 0,
     "mixture": 0,
     "normalize": 0,
     "pretrained": 0,
