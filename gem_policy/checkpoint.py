@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -280,7 +281,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_unfinished_prefix(path))
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -292,6 +293,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:  # after an interruption, too
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what `write_atomically` left beside ``path`` when its process was killed.
+
+    Only for who knows that nobody is writing ``path`` now.
+    """
+    prefix = glob.escape(_unfinished_prefix(path))
+    for left in path.parent.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
+
+
+def _unfinished_prefix(path: Path) -> str:
+    """How the names of the files begin that `write_atomically` makes on its way to ``path``."""
+    return f".{path.name}."
 
 
 def load(path: Path) -> Checkpoint:

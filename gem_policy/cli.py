@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gem_policy._version import __version__
-from gem_policy.errors import ConfigError, DependencyError, GEMError
+from gem_policy.errors import ConfigError, DependencyError, GEMError, SpaceError
 
 if TYPE_CHECKING:
     from gem_policy.evaluate import ReportRow
@@ -102,6 +102,7 @@ def import_modules(names: list[str] | None) -> None:
     """Import what the user names, from the working directory too.
 
     Raises:
+        ConfigError: It is no name of a module.
         DependencyError: There is no such module.
     """
     import importlib
@@ -109,6 +110,8 @@ def import_modules(names: list[str] | None) -> None:
     if names:
         sys.path.insert(0, "")
     for name in names or []:
+        if "/" in name or not all(name.split(".")):
+            raise ConfigError(f"--import takes a module's name such as my_envs, got {name!r}.")
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -220,6 +223,8 @@ def evaluate(
         require_writable(json_file)
     policy = GEMPolicy.load(name, device=device)
     others = {k: GEMPolicy.load(v, device=device) for k, v in map(_pair, compare or [])}
+    for label, other in others.items():
+        require_comparable(policy, label, other)
     for acting in (policy, *others.values()):
         # The same decision for the same number of environments, some thousand times.
         acting.cuda_graph = is_current_cuda(acting.device)
@@ -261,6 +266,26 @@ def evaluate(
                 if before is not None:
                     document["rows"] = [*before["rows"], *document["rows"]]
                 write_document(document, json_file)
+
+
+def require_comparable(policy: GEMPolicy, label: str, other: GEMPolicy) -> None:
+    """Make sure that the other policy can act in the policy's environment.
+
+    Raises:
+        SpaceError: It reads other observations, or its actions have another shape.
+    """
+    try:
+        action, _ = other.predict(policy.observation_space.sample())
+    except SpaceError as error:
+        raise SpaceError(
+            f"--compare {label}: it was made for other observations than the policy that is "
+            f"evaluated: {other.observation_space} instead of {policy.observation_space}."
+        ) from error
+    if action.shape != policy.action_space.shape:
+        raise SpaceError(
+            f"--compare {label}: its actions have the shape {action.shape}, those of the policy "
+            f"that is evaluated {policy.action_space.shape}."
+        )
 
 
 def _pair(text: str) -> tuple[str, str]:

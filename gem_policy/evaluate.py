@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gem_policy._version import __version__
 from gem_policy.config import require_count
-from gem_policy.errors import DependencyError
+from gem_policy.errors import DependencyError, SpaceError
 from gem_policy.predictor import Predictor, State
 
 CONFIDENCE = 0.95
@@ -115,6 +115,24 @@ class ReportRow:
         return out
 
 
+def require_playable(observation_space: gym.Space[Any]) -> None:
+    """Make sure that Stable-Baselines3's vector environments take such observations.
+
+    Raises:
+        SpaceError: They do not: a Dict or Tuple lies within another.
+    """
+    from stable_baselines3.common.preprocessing import check_for_nested_spaces
+
+    try:
+        check_for_nested_spaces(observation_space)
+    except NotImplementedError as error:
+        raise SpaceError(
+            f"Stable-Baselines3 cannot play an environment whose observations are nested, got "
+            f"{observation_space}. Call `predict` and `env.step` in a loop of your own, or record "
+            "and train without the inner Dict (gymnasium.ObservationWrapper)."
+        ) from error
+
+
 class _OwnStarts(gym.Wrapper[Any, Any, Any, Any]):
     """Seeds every episode, ``envs`` after the one before: its start depends on no other episode.
 
@@ -122,6 +140,7 @@ class _OwnStarts(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any], envs: int) -> None:
+        require_playable(env.observation_space)
         super().__init__(env)
         self._envs = envs
         self._next: int | None = None
@@ -193,6 +212,7 @@ def rollout(
 
     Raises:
         DependencyError: Stable-Baselines3 is not installed.
+        SpaceError: It cannot play the environment, see `require_playable`.
         ConfigError: A count is below 1, or the seed below 0.
     """
     require_count("episodes", episodes)

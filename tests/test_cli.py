@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from gem_policy.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, save_folder
 from gem_policy.cli import main
 
 ENV = "InvertedPendulum-v5"
+STATE = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
 
 
 @pytest.fixture
@@ -202,8 +204,37 @@ def test_what_registers_an_environment_is_imported_by_the_user(
     assert "--import MODULE" in capsys.readouterr().err
     assert call(monkeypatch, *short, "--import", "no_such_module") == 2
     assert "--import no_such_module: No module named" in capsys.readouterr().err
+    for path in ("./their_envs", "", "a..b"):
+        assert call(monkeypatch, *short, "--import", path) == 2
+        assert f"such as my_envs, got {path!r}" in capsys.readouterr().err
     assert call(monkeypatch, *short, "--import", "their_envs") == 0
     del gym.registry["theirs/Pole-v0"], sys.modules["their_envs"]
+
+
+@pytest.mark.parametrize(
+    ("spaces", "told"),
+    [
+        ({"observation_space": gym.spaces.Dict({"a": STATE})}, "other obs"),
+        (
+            {"observation_space": STATE, "action_space": gym.spaces.Box(-1, 1, (2,))},
+            r"shape \(2,\)",
+        ),
+    ],
+)
+def test_a_policy_of_other_spaces_is_not_played_beside(
+    shipped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spaces: dict[str, Any],
+    told: str,
+) -> None:
+    save_folder(tiny_checkpoint(**spaces), tmp_path / "other")
+    arguments = ["evaluate", "pole", "--episodes", 1, "--baselines"]
+    assert call(monkeypatch, *arguments, "--compare", f"odd={tmp_path / 'other'}") == 2
+    text = capsys.readouterr()
+    assert re.search(f"--compare odd: .*{told}", " ".join(text.err.split()))
+    assert "cloning" not in text.out  # nothing was played
 
 
 @pytest.mark.parametrize(
@@ -301,7 +332,9 @@ def test_train_makes_a_policy_and_evaluate_takes_it(
 
     def init(config: dict[str, Any], **kwargs: Any) -> Any:
         logged.update(config)
-        return SimpleNamespace(log=lambda metrics, step: None, finish=lambda exit_code: None)
+        return SimpleNamespace(
+            id="it", log=lambda metrics, step: None, finish=lambda exit_code: None
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     arguments += ["--wandb", "gem", "--seed", 3, "--max-steps", 33]

@@ -13,7 +13,7 @@ from fakes import BOX, GOAL, ScriptedEnv, tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gem_policy.errors import ConfigError
+from gem_policy.errors import ConfigError, SpaceError
 from gem_policy.evaluate import (
     EpisodeRecords,
     Interval,
@@ -156,6 +156,12 @@ def test_batched_evaluation_decides_for_all_environments_at_once(batched: bool) 
     rollout(policy, ScriptedEnv, episodes=6, envs=3, seed=0, batched=batched)
     assert sizes == ({1, 3} if batched else {1})  # 1: decisions are timed one by one
     assert policy.row_by_row
+
+
+def test_nested_observations_are_refused_in_words() -> None:
+    space = gym.spaces.Dict({"a": gym.spaces.Dict({"b": BOX})})
+    with pytest.raises(SpaceError, match="Stable-Baselines3 cannot play.*a loop of your own"):
+        play(maker(observation_space=space), space)
 
 
 def test_progress_counts_finished_episodes() -> None:

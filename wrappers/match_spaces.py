@@ -110,7 +110,7 @@ class Conversion:
             return {key: part(value[key], batch) for key, part in self._inner.items()}
         flat = self._settle(_flatten(self._got, value, batch))
         if isinstance(self._expected, spaces.Box):
-            return flat.reshape(*batch, *self._expected.shape).astype(self._expected.dtype)
+            return flat.reshape((*batch, *self._expected.shape)).astype(self._expected.dtype)
         out: dict[str, Any] = {}
         start = 0
         for path, box in leaves(self._expected):
@@ -118,7 +118,7 @@ class Conversion:
             inner = out
             for key in path[:-1]:
                 inner = inner.setdefault(key, {})
-            part = flat[..., start:stop].reshape(*batch, *box.shape)
+            part = flat[..., start:stop].reshape((*batch, *box.shape))
             inner[path[-1]] = part.astype(box.dtype)
             start = stop
         return out
@@ -152,7 +152,7 @@ class ActionConversion:
             SpaceError: It is no numbers, or has another shape.
         """
         numbers = read_numbers(action, self._wide, (*batch, *self._expected.shape))
-        return self._settle(numbers).astype(self._got.dtype).reshape(*batch, *self._got.shape)
+        return self._settle(numbers).astype(self._got.dtype).reshape((*batch, *self._got.shape))
 
 
 def require_matching(

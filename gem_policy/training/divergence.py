@@ -42,7 +42,7 @@ def stop_if_diverged(
         bound: What `value_bound` found.
         phase: For the message.
         step: For the message.
-        kept: Where the last good state is.
+        kept: A sentence that says where the last good state is.
 
     Raises:
         TrainingError: with the value, the bound and what to do.
@@ -53,7 +53,7 @@ def stop_if_diverged(
         raise TrainingError(
             f"The values diverge: |V| reached {largest:.4g} by update {step} of the {phase} phase, "
             f"but the rewards and the discount allow {bound:.4g} at most (stopped above "
-            f"{limit:.4g}). The last good state is in {kept}. Start again in another --out with "
-            "a lower critic_lr or target_rate, and check the scale of the rewards (reward_scale, "
-            "outliers in `gem-policy doctor`)."
+            f"{limit:.4g}). {kept} Start again in another --out with a lower critic_lr or "
+            "target_rate, and check the scale of the rewards (reward_scale, outliers in "
+            "`gem-policy doctor`)."
         )

@@ -111,6 +111,10 @@ def estimate(
     Returns:
         One estimate per selection, in the same order.
 
+    Warns:
+        TrainingWarning: The data come from another environment than the policy's, or have one
+            held-out start.
+
     Raises:
         ConfigError: No selection, or no training settings here nor in the checkpoint.
         TrainingError: The dataset is not one that the policy can act on, or the fit diverged.
@@ -128,11 +132,24 @@ def estimate(
             f"{dataset.id} has observations and actions of lengths {sizes}, the policy was made "
             f"for {(network.observation_size, network.action_size)}. Give a dataset of its task."
         )
+    own, other = policy.action_space, dataset.action_space
+    if not (np.allclose(own.low, other.low) and np.allclose(own.high, other.high)):
+        raise TrainingError(
+            f"{dataset.id} has actions in {other}, the policy acts in {own}: the same numbers mean "
+            "other actions. Give a dataset recorded with the policy's own action space."
+        )
     _warn_of_another_task(policy, dataset)
     tell = progress or (lambda what, done, total: None)
     training, held_out = split(dataset, train.holdout, train.seed)
     data = _some_episodes(training.transitions, config)
     starts = _start_rows(held_out.transitions)
+    if len(starts) < 2:
+        warnings.warn(
+            f"{dataset.id} has one held-out episode, so one start: the interval of the estimate is "
+            "a point, and says nothing. Give a TrainConfig of larger `holdout`, or more episodes.",
+            TrainingWarning,
+            stacklevel=2,
+        )
     whole = torch.cat((data.observations, starts))
 
     actions = chosen_actions(

@@ -38,16 +38,24 @@ class Prepared:
     scale: RewardScale
 
 
+def check_training_room(dataset: Dataset, seeds: int = 1) -> None:
+    """Refuse, before anything is made of it, a dataset that so many seeds cannot be trained on.
+
+    Raises:
+        DatasetError: The data fit into memory, but what is made of them would not.
+    """
+    steps = len(dataset.transitions)
+    needed = training_bytes(dataset.transitions.nbytes / steps, seeds)
+    check_room(dataset.id, steps, needed, "Training on")
+
+
 def prepare(dataset: Dataset, config: TrainConfig, device: torch.device) -> Prepared:
     """Split by episodes, normalize, scale the rewards, mark where returns end.
 
     Raises:
         TrainingError: The rewards are all the same, so there is nothing to prefer; or all returns
             are, and they were to be normalized.
-        DatasetError: The data fit into memory, but what is made of them would not.
     """
-    data = dataset.transitions
-    check_room(dataset.id, len(data), training_bytes(data.nbytes / len(data)), "Training on")
     training, held_out = split(dataset, config.holdout, config.seed)
     scale = RewardScale.of(dataset, config)
     _stop_if_nothing_to_prefer(dataset, scale)

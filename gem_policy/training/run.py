@@ -25,8 +25,14 @@ from gem_policy.config import (
 )
 from gem_policy.env_specs import fits_spaces, make_spec
 from gem_policy.environments import env_maker, evaluation_spec
-from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
-from gem_policy.evaluate import rollout
+from gem_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DependencyError,
+    SpaceError,
+    TrainingError,
+)
+from gem_policy.evaluate import require_playable, rollout
 from gem_policy.policy import GEMPolicy
 from gem_policy.pretrained import recipe, recipes
 from gem_policy.spaces import describe_difference
@@ -43,6 +49,7 @@ LOG_SECONDS = 20.0
 # Not the starts that `gem-policy evaluate` reports by default: what is watched may be chosen by.
 EVALUATION_SEED = 10_000
 EVALUATION_ENVS = 10
+WANDB_FILE = ".wandb_run"
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,12 @@ def settle(settings: Settings, dataset: Dataset) -> Settings:
 def curves(out: Path | None) -> Iterator[Write]:
     """A function that writes metrics to TensorBoard files under ``out``; None writes nothing.
 
+    Their step is the number of updates of the whole run: what a run that is resumed does once more
+    takes the place of what it had written before.
+
     Raises:
         DependencyError: TensorBoard is not installed.
+        CheckpointError: At the first metrics: the folder cannot be written to.
     """
     if out is None:
         yield lambda now: None
@@ -144,16 +155,29 @@ def curves(out: Path | None) -> Iterator[Write]:
         raise DependencyError(
             "Curves need TensorBoard: pip install 'gem-policy[train]', or pass --no-tensorboard."
         ) from error
-    writer = SummaryWriter(str(out / "tensorboard"))
+    with contextlib.ExitStack() as stack:
+        writer: Any = None
 
-    def write(now: Progress) -> None:
-        for name, value in now.metrics.items():
-            writer.add_scalar(name, value, now.step)
+        def write(now: Progress) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = _writer(SummaryWriter, out / "tensorboard", now.done)
+                stack.callback(writer.close)
+            for name, value in now.metrics.items():
+                writer.add_scalar(name, value, now.done)
 
-    try:
         yield write
-    finally:
-        writer.close()
+
+
+def _writer(kind: Any, folder: Path, first: int) -> Any:
+    """A TensorBoard writer whose readers forget what is there of step ``first`` and later."""
+    try:
+        return kind(str(folder), purge_step=first)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written to ({error.strerror}). Give another --out, or pass "
+            "--no-tensorboard."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -174,7 +198,8 @@ def seed_curves(out: Path | None, seeds: Sequence[int]) -> Iterator[Write]:
 def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator[Write]:
     """A function that logs metrics to Weights & Biases; a project of None logs nothing.
 
-    Its step is the number of updates of the whole run, because W&B's must never fall.
+    Its step is the number of updates of the whole run, because W&B's must never fall. A run that
+    is resumed goes on in the run that W&B has of it, whose id is kept in ``out``.
 
     Raises:
         DependencyError: wandb is not installed.
@@ -197,7 +222,12 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
     }
     if "candidates" not in settings.selection:
         del settled["candidates"]  # a clone has its own, and what is one shows at the end
-    logged = wandb.init(project=project, name=out.name, dir=str(out), config=settled)
+    kept = out / WANDB_FILE
+    known = kept.read_text() if kept.is_file() else None
+    logged = wandb.init(
+        project=project, name=out.name, dir=str(out), config=settled, id=known, resume="allow"
+    )
+    kept.write_text(logged.id)
 
     def write(now: Progress) -> None:
         logged.log(dict(now.metrics), step=now.done)
@@ -213,6 +243,7 @@ def wandb_curves(project: str | None, out: Path, settings: Settings) -> Iterator
 def _check_environment(told: Mapping[str, Any], dataset: Dataset) -> None:
     """Make the environment that a policy will be played in, and compare its spaces."""
     env = make_spec(evaluation_spec(told))
+    require_playable(env.observation_space)
     spaces = ("observation_space", "action_space")
     differences = [
         line

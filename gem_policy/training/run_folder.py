@@ -9,7 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gem_policy.checkpoint import WEIGHTS_FILE, remove_unfinished
 from gem_policy.errors import CheckpointError, TrainingError
+from gem_policy.training.state import STATE_FILE
 
 LOCK_FILE = ".at_work"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # on this file system
@@ -18,6 +20,8 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # on th
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other runs out of the folder, until the end of this one or of its process.
+
+    What a run that was killed while it wrote its state or its policy left there is removed.
 
     Raises:
         CheckpointError: The folder cannot be made, or not be written to.
@@ -44,4 +48,7 @@ def held(folder: Path) -> Iterator[None]:
                 raise CheckpointError(
                     f"{folder} cannot be written to ({error.strerror}). Give another --out."
                 ) from error
+        else:
+            for file in (STATE_FILE, WEIGHTS_FILE):
+                remove_unfinished(folder / file)
         yield

@@ -35,13 +35,13 @@ from gem_policy.training.learners import (
     ValueLearner,
     expect,
 )
-from gem_policy.training.preparation import prepare
+from gem_policy.training.preparation import check_training_room, prepare
 from gem_policy.training.replay import Batch
 from gem_policy.training.run_folder import held
 from gem_policy.training.shared_replay import SharedReplay, SharedSampler, share
 from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.stacked import StackedLearner
-from gem_policy.training.state import STATE_FILE, load_state, save_learners, stop_if_broken
+from gem_policy.training.state import last_good_state, load_state, save_learners, stop_if_broken
 from gem_policy.training.trainer import (
     PHASES,
     Progress,
@@ -49,6 +49,7 @@ from gem_policy.training.trainer import (
     identity,
     network_for,
     start_learner,
+    updates_of_phases,
 )
 from gem_policy.training.validation import held_out_batch, held_out_metrics
 
@@ -137,6 +138,7 @@ def fit_seeds(
                 own,
             )
             paths.append(out / seed_folder(own.seed) / files.WEIGHTS_FILE)
+            files.remove_unfinished(paths[-1])
             files.save(made, paths[-1])
         return paths
 
@@ -177,7 +179,8 @@ def _train(
     compiled: bool,
 ) -> dict[str, StackedLearner]:
     """All phases, from the saved state if there is one."""
-    saved = load_state(out, run)
+    saved = load_state(out, run, updates_of_phases(configs[0]))
+    check_training_room(dataset, len(configs))
     shared = share(dataset, configs, device)
     unseen = [held_out_batch(prepare(dataset, own, device).held_out) for own in configs]
     learners: dict[str, StackedLearner] = {}
@@ -235,7 +238,7 @@ def _run_phase(
 ) -> None:
     """The remaining updates of the last learner's phase, saving and reporting on the way."""
     name, learner = list(learners.items())[-1]
-    lengths = {phase: getattr(config, f"{phase}_updates") for phase in PHASES}
+    lengths = updates_of_phases(config)
     before = sum(lengths[phase] for phase in learners if phase != name)
     # Of all transitions, held-out ones too, so that one bound does for all seeds.
     bound = value_bound(shared.everything, config.discount)
@@ -249,7 +252,7 @@ def _run_phase(
             stop_if_broken(reading, name, learner.step, out)
             for seed in learner.seeds:
                 own = metrics_of(seed, reading)
-                kept = f"{out / STATE_FILE} (seed {seed} diverged, all have stopped)"
+                kept = f"Seed {seed} diverged, all have stopped. {last_good_state(out)}"
                 stop_if_diverged(own, bound, name, learner.step, kept)
             reading |= held_out_of_all(name, learner, unseen)
         if progress is not None:

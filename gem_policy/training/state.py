@@ -91,11 +91,18 @@ def stop_if_broken(numbers: Mapping[str, float], phase: str, step: int, folder: 
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
         raise TrainingError(
-            f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. The last "
-            f"good state is in {folder / STATE_FILE}. Start again in another --out with a lower "
-            "learning rate or reward scale, look for extreme values in the data with `gem-policy "
-            "doctor`, or leave out the seed that is named, if one is."
+            f"{broken[:8]} became NaN or infinite by update {step} of the {phase} phase. "
+            f"{last_good_state(folder)} Start again in another --out with a lower learning rate or "
+            "reward scale, look for extreme values in the data with `gem-policy doctor`, or leave "
+            "out the seed that is named, if one is."
         )
+
+
+def last_good_state(folder: Path) -> str:
+    """A sentence that says where the last state of a run is; states are saved if they are good."""
+    if not (folder / STATE_FILE).is_file():
+        return "No state had been saved yet."
+    return f"The last good state is in {folder / STATE_FILE}."
 
 
 def save_state(state: TrainState, folder: Path) -> None:
@@ -110,8 +117,15 @@ def save_state(state: TrainState, folder: Path) -> None:
     write_atomically(folder / STATE_FILE, serialize(tensors, metadata={_KEY: text}))
 
 
-def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
+def load_state(
+    folder: Path, run: Mapping[str, Any], updates: Mapping[str, int]
+) -> TrainState | None:
     """The saved state of the run, or None if there is none.
+
+    Args:
+        folder: Of the run.
+        run: What the run is.
+        updates: Of each phase.
 
     Raises:
         TrainingError: The state is damaged, or is that of a run with other settings or data.
@@ -127,6 +141,8 @@ def load_state(folder: Path, run: Mapping[str, Any]) -> TrainState | None:
             f"{folder} holds a run with other settings or data ({told}). Resume with the old ones, "
             "or give another --out."
         )
+    if not 0 <= state.step <= updates.get(state.phase, -1):
+        raise _damaged(folder, f"update {state.step} of the phase {state.phase!r} is none")
     return state
 
 
@@ -154,8 +170,17 @@ def read_state(folder: Path) -> TrainState:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
             document = json.loads((opened.metadata() or {})[_KEY])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        return TrainState(document["run"], document["phase"], document["step"], tensors)
+        told = {name: document[name] for name in ("run", "phase", "step")}
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise TrainingError(
-            f"{path} is damaged ({error}). Delete it to start again from the beginning."
-        ) from error
+        raise _damaged(folder, error) from error
+    for name, kind in {"run": dict, "phase": str, "step": int}.items():
+        if type(told[name]) is not kind:
+            raise _damaged(folder, f"its {name} is {told[name]!r}")
+    return TrainState(**told, tensors=tensors)
+
+
+def _damaged(folder: Path, why: object) -> TrainingError:
+    """What is raised for a state that is none."""
+    return TrainingError(
+        f"{folder / STATE_FILE} is damaged ({why}). Delete it to start again from the beginning."
+    )

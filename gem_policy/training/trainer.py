@@ -50,14 +50,14 @@ from gem_policy.training.learners import (
     expect,
 )
 from gem_policy.training.lookahead_learner import LookaheadLearner
-from gem_policy.training.preparation import Prepared, prepare
+from gem_policy.training.preparation import Prepared, check_training_room, prepare
 from gem_policy.training.replay import Batch, Replay, Sampler
 from gem_policy.training.reward_scale import RewardScale
 from gem_policy.training.run_folder import held
 from gem_policy.training.spread import critic_spread, spread_metrics
 from gem_policy.training.state import (
-    STATE_FILE,
     TrainState,
+    last_good_state,
     load_state,
     save_learners,
     stop_if_broken,
@@ -81,7 +81,7 @@ class Progress:
         phase: ``behavior``, ``value``, ``critic`` or ``actor``.
         step: Updates done in the phase.
         updates: Updates of the phase.
-        done: Updates done in the whole run.
+        done: Updates done in the whole run; those that early stopping spares count as done.
         total: Updates of the whole run.
         metrics: Numbers to log; empty except every ``log_every`` updates and at evaluations.
     """
@@ -129,10 +129,10 @@ def fit(
         evaluate_every: Updates of the actor between two such calls; None: only the one at the end.
         cuda_graph: Whether to record the update of each phase once, and launch it as one CUDA
             graph, ten times as fast; see `gem_policy.training.cuda_graph`. None: where it can be.
-        compiled: Whether `torch.compile` makes the code of the updates: four fifths of the time
-            on a CPU (`benchmarks/training_speed.py`), once every phase is compiled, for which a C++
-            compiler is needed (on a GPU Triton). The run is another one, to rounding, but the same
-            when it is resumed with it.
+        compiled: Whether `torch.compile` makes the code of the updates: 80 to 89 % of the
+            time on a CPU (`benchmarks/training_speed.py`), once every phase is compiled, for which
+            a C++ compiler is needed (on a GPU Triton). The run is another one, to rounding, but the
+            same when it is resumed with it.
 
     Returns:
         The path of the checkpoint.
@@ -165,7 +165,8 @@ def fit(
     check_settings(config, net, selection, compiled)
     run = identity(dataset, config, net)
     with held(out):
-        saved = load_state(out, run)
+        saved = load_state(out, run, updates_of_phases(config))
+        check_training_room(dataset)
         prepared = prepare(dataset, config, where)
         provenance = provenance_of(dataset, prepared, config)
 
@@ -237,6 +238,11 @@ def identity(dataset: Dataset, config: TrainConfig, net: NetworkConfig) -> dict[
         "train": dataclasses.asdict(config),
         "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(net).items()},
     }
+
+
+def updates_of_phases(config: TrainConfig) -> dict[str, int]:
+    """The updates of every phase, in order."""
+    return {phase: getattr(config, f"{phase}_updates") for phase in PHASES}
 
 
 def start_learner(
@@ -330,7 +336,7 @@ def _become_clone(learners: Mapping[str, Learner], config: TrainConfig, told: _T
     ):
         save_learners(told.run, "actor", learners, told.out)
         reading = told.play(learners) if told.plays(actor) else {}
-        total = sum(getattr(config, f"{phase}_updates") for phase in PHASES)
+        total = sum(updates_of_phases(config).values())
         told.progress(Progress("actor", actor.step, actor.updates, total, total, reading))
 
 
@@ -347,7 +353,7 @@ def _run_phase(
     name = list(PHASES)[number]
     learner = learners[name]
     sampler = Sampler(len(training), config.batch_size, config.seed, number, training.device)
-    lengths = [getattr(config, f"{phase}_updates") for phase in PHASES]
+    lengths = list(updates_of_phases(config).values())
     before, total = sum(lengths[:number]), sum(lengths)
     unseen = held_out_batch(held_out)
     bound = value_bound(training, config.discount)
@@ -359,21 +365,22 @@ def _run_phase(
         # Early stopping may end the phase with any of its measurements.
         ends = best is not None and (learner.step + 1) % config.validate_every == 0
         metrics = update(ends or told.reads_after(learner))
+        step = learner.step  # of the metrics; early stopping moves the learner's to the end
         if best is not None:
             _validate(name, learner, unseen, best, config)
         reading: dict[str, float] = {}
         last, plays = learner.step == learner.updates, told.plays(learner)
-        if learner.step % told.log_every == 0 or last or plays:
+        if step % told.log_every == 0 or last or plays:
             reading = {key: float(value) for key, value in metrics.items()}
-            stop_if_broken(reading, name, learner.step, told.out)
-            stop_if_diverged(reading, bound, name, learner.step, str(told.out / STATE_FILE))
+            stop_if_broken(reading, name, step, told.out)
+            stop_if_diverged(reading, bound, name, step, last_good_state(told.out))
             reading |= held_out_metrics(name, learner, unseen)
             if isinstance(learner, CriticLearner) and last:
                 reading |= spread_metrics(critic_spread(learner.critics, unseen, config.seed))
             if plays:
                 reading |= told.play(learners)
         done = before + learner.step
-        told.progress(Progress(name, learner.step, learner.updates, done, total, reading))
+        told.progress(Progress(name, step, learner.updates, done, total, reading))
         # Only right after a healthy reading, so that the state on disk is always a good one.
         if reading and time.monotonic() - last_save >= told.save_seconds:
             kept = {} if best is None else best.tensors()

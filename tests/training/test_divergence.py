@@ -38,11 +38,11 @@ def test_the_bound_is_that_of_the_largest_reward_for_ever(dataset: Dataset) -> N
 def test_it_stops_at_three_times_the_bound(largest: float, bound: float, stops: bool) -> None:
     reading = {"value/largest": largest}
     if stops:
-        told = f"{largest:.4g} by update 7 of the value phase.*{bound:.4g} at most.*in HERE"
+        told = f"{largest:.4g} by update 7 of the value phase.*{bound:.4g} at most.*KEPT THERE. "
         with pytest.raises(TrainingError, match=f"{told}.*critic_lr or target_rate.*reward_scale"):
-            stop_if_diverged(reading, bound, "value", 7, "HERE")
+            stop_if_diverged(reading, bound, "value", 7, "KEPT THERE.")
     else:
-        stop_if_diverged(reading, bound, "value", 7, "HERE")
+        stop_if_diverged(reading, bound, "value", 7, "KEPT THERE.")
 
 
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")

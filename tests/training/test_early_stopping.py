@@ -12,6 +12,7 @@ from tiny_runs import SHORT, TINY, Stop, random_dataset, run, stop_at
 
 from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig
+from gem_policy.errors import TrainingError
 from gem_policy.training import trainer
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
@@ -84,13 +85,30 @@ def test_the_phase_ends_with_the_best_weights_and_after_its_patience(
     settings = config(patience=2, validate_every=2)
     run(dataset, tmp_path / "out", settings, log_every=1000, progress=progress.append)
     steps = {phase: [p.step for p in progress if p.phase == phase] for phase in seen}
-    assert steps["behavior"] == [1, 2, 3, 4, 5, 6, 7, 12]  # at 8 two in a row were no better
+    assert steps["behavior"] == [1, 2, 3, 4, 5, 6, 7, 8]  # at 8 two in a row were no better
+    done = [p.done for p in progress if p.phase == "behavior"]
+    assert done == [1, 2, 3, 4, 5, 6, 7, 12]  # the rest is spared
     assert steps["actor"] == list(range(1, 13))
     tensors = checkpoint.load(tmp_path / "out").tensors
     first = {"behavior": "behavior.weights.0", "actor": "actor.weights.0"}
     for phase, at in {"behavior": 4, "actor": 10}.items():
         (best,) = {tuple(w.flatten().tolist()) for step, w in seen[phase] if step == at}
         assert tensors[first[phase]].flatten().tolist() == list(best)
+
+
+def test_what_is_broken_where_a_phase_is_stopped_early_is_told_of_that_update(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, {"behavior": [1.0, 0.5] + [0.0] * 4, "actor": [0.0] * 6})
+    honest = BehaviorLearner.update
+
+    def broken(self: Any, batch: Any, told: bool) -> Any:
+        metrics = honest(self, batch, told)
+        return {**metrics, "behavior/loss": torch.tensor(math.nan)} if self.step == 4 else metrics
+
+    monkeypatch.setattr(BehaviorLearner, "update", broken)
+    with pytest.raises(TrainingError, match="by update 4 of the behavior phase. No state had been"):
+        run(dataset, tmp_path / "out", config(patience=1, validate_every=2), log_every=100)
 
 
 OPTIONS = {

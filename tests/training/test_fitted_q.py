@@ -184,6 +184,15 @@ def test_wrong_input_is_refused_in_words() -> None:
         estimate(policy, data, [], train=train)
     with pytest.raises(TrainingError, match=r"of lengths \(1, 1\), the policy was made for"):
         estimate(tiny_policy(), data, [MODE], train=train)
+    other = replace(data, action_space=gym.spaces.Box(0.0, 5.0, (1,), np.float32))
+    with pytest.raises(TrainingError, match=r"actions in Box\(0.0, 5.0.*the same numbers mean"):
+        estimate(policy, other, [MODE], train=train)
+
+
+def test_an_interval_over_one_start_is_told() -> None:
+    config = FittedQConfig(updates=2, batch_size=8, hidden=(4,))
+    with pytest.warns(TrainingWarning, match="one held-out episode.*says nothing.*`holdout`"):
+        estimate(pusher(), walks(5, 2), [MODE], config, train=TrainConfig(holdout=0.01))
 
 
 def test_data_of_another_task_are_told() -> None:
@@ -191,7 +200,7 @@ def test_data_of_another_task_are_told() -> None:
     maze = {**json.loads(gym.spec("Hopper-v5").to_json()), "kwargs": {"maze_map": [[1, 0]]}}
     made = replace(pusher().to_checkpoint(), provenance={"env_spec": maze})
     policy = GEMPolicy(made, torch.device("cpu"))
-    train = TrainConfig(holdout=0.2)
+    train = TrainConfig(holdout=0.4)
 
     def judge(**changes: Any) -> None:
         told = json.dumps({**maze, **changes})

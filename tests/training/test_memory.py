@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT
+from tiny_runs import SHORT, TINY, run
 
 from gem_policy.errors import ConfigError, DatasetError
 from gem_policy.training import dataset as datasets
 from gem_policy.training import memory
 from gem_policy.training.dataset import load
 from gem_policy.training.memory import LOADING, available_bytes, step_bytes, training_bytes
-from gem_policy.training.preparation import prepare
+from gem_policy.training.preparation import check_training_room
+from gem_policy.training.seeds import fit_seeds
+from gem_policy.training.state import STATE_FILE
+from gem_policy.training.trainer import Progress
 
 LENGTHS = (5, 3, 8, 2, 6)
 
@@ -57,17 +60,45 @@ def test_what_does_not_fit_is_refused_before_it_is_read(monkeypatch: pytest.Monk
 def test_a_run_is_not_thought_to_take_less_than_was_measured() -> None:
     assert training_bytes(step_bytes(8, 2)) >= 313
     assert training_bytes(step_bytes(17, 6)) >= 453
+    for seeds, measured in {1: 400, 2: 657, 4: 856, 8: 1056}.items():
+        assert training_bytes(84, seeds) >= measured
 
 
-def test_what_cannot_be_trained_on_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_trained_on_in_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     data = load("test/big-v0")
     steps = len(data.transitions)
     needed = steps * training_bytes(data.transitions.nbytes / steps)
     room(monkeypatch, needed + 1)
-    prepare(data, SHORT, torch.device("cpu"))
+    check_training_room(data)
     room(monkeypatch, needed - 1)
     with pytest.raises(DatasetError, match="Training on `test/big-v0` needs.*max_steps="):
-        prepare(data, SHORT, torch.device("cpu"))
+        run(data, tmp_path / "out")
+    assert not (tmp_path / "out" / STATE_FILE).exists()
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
+def test_several_seeds_are_asked_for_once_and_before_the_first_update(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = load("test/big-v0")
+    steps = len(data.transitions)
+    asked: list[float] = []
+    needed = steps * training_bytes(data.transitions.nbytes / steps, 2)
+
+    def available() -> float:
+        asked.append(needed + 1)
+        return needed + 1 if len(asked) == 1 else 0.0  # what the run itself takes is no news
+
+    monkeypatch.setattr(memory, "available_bytes", available)
+    fit_seeds(data, tmp_path / "out", SHORT, seeds=2, network=TINY)
+    assert len(asked) == 1
+    room(monkeypatch, needed - 1)
+    started: list[Progress] = []
+    with pytest.raises(DatasetError, match="Training on `test/big-v0` needs.*max_steps="):
+        fit_seeds(data, tmp_path / "no", SHORT, seeds=2, network=TINY, progress=started.append)
+    assert started == []
 
 
 @pytest.mark.parametrize("limit", [8, 9, 15, 16, 23, 24, 1000])
@@ -97,7 +128,54 @@ def test_too_few_steps_are_named() -> None:
         load("test/big-v0", max_steps=0)
 
 
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A control group without limits, within another, that this process seems to be in."""
+    told = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=10_000))
+    monkeypatch.setitem(sys.modules, "psutil", told)
+    (tmp_path / "own").write_text("7:cpu:/\n0::/jobs/mine\n")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    made = tmp_path / "groups" / "jobs" / "mine"
+    made.mkdir(parents=True)
+    return made
+
+
+def limit(group: Path, most: object, used: int, freed: int = 0) -> None:
+    (group / "memory.max").write_text(f"{most}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+    (group / "memory.stat").write_text(f"anon 5\ninactive_file {freed}\n")
+
+
+def test_a_containers_limit_is_a_limit(group: Path) -> None:
+    assert available_bytes() == 10_000
+    limit(group, "max", 300)
+    assert available_bytes() == 10_000
+    limit(group, 900, 300, freed=50)
+    assert available_bytes() == 650
+    limit(group.parent, 5_000, 4_600)  # of this and other jobs together
+    assert available_bytes() == 400
+    limit(group.parent, 5_000, 5_100)
+    assert available_bytes() == 0
+    limit(group.parent, 50_000, 100)
+    limit(group, 40_000, 100)
+    assert available_bytes() == 10_000
+
+
+def test_a_limit_of_the_older_kind_is_one(group: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("9:memory:/docker/of-the-host\n")
+    root = tmp_path / "groups" / "memory"
+    root.mkdir()
+    (root / "memory.limit_in_bytes").write_text("800\n")
+    (root / "memory.usage_in_bytes").write_text("300\n")
+    (root / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 20\n")
+    assert available_bytes() == 520
+    (tmp_path / "own").unlink()
+    assert available_bytes() == 10_000
+
+
 def test_the_system_is_asked_in_several_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMITS", {})
     told = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=12345))
     monkeypatch.setitem(sys.modules, "psutil", told)
     assert available_bytes() == 12345

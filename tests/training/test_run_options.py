@@ -17,20 +17,33 @@ import torch
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from small_datasets import random_episode, write_dataset
-from tiny_runs import SHORT, TINY, run
+from tiny_runs import SHORT, TINY, Stop, run
 
 import gem_policy.training
 from gem_policy import checkpoint
 from gem_policy.checkpoint import Checkpoint
 from gem_policy.config import NetworkConfig, SelectionConfig
-from gem_policy.errors import ConfigError, DependencyError, SpaceError, TrainingError
+from gem_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DependencyError,
+    SpaceError,
+    TrainingError,
+)
 from gem_policy.policy import GEMPolicy
 from gem_policy.training import run as command
 from gem_policy.training.config import TrainConfig
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.few_demonstrations import WIDE
 from gem_policy.training.preparation import prepare
-from gem_policy.training.run import Settings, gather_settings, player, settle, wandb_curves
+from gem_policy.training.run import (
+    Settings,
+    curves,
+    gather_settings,
+    player,
+    settle,
+    wandb_curves,
+)
 from gem_policy.training.trainer import Progress
 
 CPU = torch.device("cpu")
@@ -112,6 +125,16 @@ def test_an_environment_of_other_spaces_is_refused_before_training(dataset: Data
         player(told, SHORT, 2, torch.device("cpu"))
 
 
+def test_nested_observations_are_refused_before_training(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = gym.spaces.Dict({"pole": dataset.observation_space})
+    env = SimpleNamespace(observation_space=gym.spaces.Dict({"outer": inner}))
+    monkeypatch.setattr(command, "make_spec", lambda spec: env)
+    with pytest.raises(SpaceError, match="observations are nested"):
+        player(dataset, SHORT, 3, CPU)
+
+
 def test_without_stable_baselines_it_is_refused_before_training(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +159,7 @@ def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     def init(**kwargs: Any) -> Any:
         told["init"] = kwargs
         return SimpleNamespace(
+            id=kwargs["id"] or "made",
             log=lambda metrics, step: told["logged"].append((step, metrics)),
             finish=lambda exit_code: told.update(exit=exit_code),
         )
@@ -158,6 +182,53 @@ def test_metrics_go_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     assert made["config"]["batch_size"] == 16 and made["config"]["critics"] == 3
     assert made["config"]["kappa"] == SelectionConfig().kappa
     assert "candidates" not in made["config"]
+    assert (made["id"], made["resume"]) == (None, "allow")
+    with wandb_curves("gem", out, settings):  # the run goes on
+        assert (told["init"]["id"], told["init"]["resume"]) == ("made", "allow")
+    with wandb_curves("gem", tmp_path / "other", settings):
+        assert told["init"]["id"] is None
+
+
+# -- TensorBoard -----------------------------------------------------------------------------------
+
+
+def steps_of(folder: Path, name: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return [event.step for event in read.Scalars(name)]
+
+
+def test_a_resumed_runs_curves_go_on_where_it_does(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def stopping(write: Any) -> Any:
+        def progress(now: Progress) -> None:
+            write(now)
+            if now.done == 25:
+                raise Stop
+
+        return progress
+
+    with pytest.raises(Stop), curves(out) as write:
+        run(dataset, out, save_seconds=1e9, progress=stopping(write))  # the values' are not saved
+    assert steps_of(out, "value/loss") == [17, 22]
+    for _ in range(2):  # a finished run writes nothing more
+        with curves(out) as write:
+            run(dataset, out, save_seconds=1e9, progress=write)
+        assert steps_of(out, "behavior/log_prob") == [5, 10, 12]
+        assert steps_of(out, "value/loss") == [17, 22, 27, 32]
+        assert steps_of(out, "actor/log_prob") == [49, 54, 56]
+
+
+def test_a_folder_of_curves_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file")
+    with (
+        pytest.raises(CheckpointError, match=r"tensorboard cannot be written.*--no-tensorboard"),
+        curves(tmp_path) as write,
+    ):
+        write(now(20, loss=0.5))
 
 
 def test_settled_settings_are_those_that_a_run_records(dataset: Dataset, tmp_path: Path) -> None:

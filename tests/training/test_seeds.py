@@ -324,5 +324,5 @@ def test_a_seed_whose_values_diverge_is_named(
         return metrics
 
     monkeypatch.setattr(StackedLearner, "update", spoil)
-    with pytest.raises(TrainingError, match=r"(?s)values diverge.*update 9 .*seed 6 diverged"):
+    with pytest.raises(TrainingError, match=r"(?s)values diverge.*update 9 .*Seed 6 diverged"):
         run(dataset, tmp_path)

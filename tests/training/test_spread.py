@@ -12,6 +12,7 @@ from gem_policy import checkpoint
 from gem_policy.config import NetworkConfig
 from gem_policy.critics import build_critics
 from gem_policy.errors import TrainingWarning
+from gem_policy.training import export
 from gem_policy.training.dataset import Dataset
 from gem_policy.training.preparation import prepare
 from gem_policy.training.spread import critic_spread, warn_of_small_spread
@@ -56,6 +57,16 @@ def test_a_run_logs_it_and_the_checkpoint_tells_it(dataset: Dataset, tmp_path: P
     assert len(logged) == 1
     assert {k: logged[0][f"critic/spread_{k}"] for k in told} == pytest.approx(told)
     assert told["ratio"] == pytest.approx(told["dealt"] / told["data"])
+
+
+@pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")  # of other things
+def test_a_run_warns_of_critics_that_agree_better_off_the_data(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"data": 2.0, "dealt": 1.0, "uniform": 1.0, "ratio": 0.5}
+    monkeypatch.setattr(export, "critic_spread", lambda *told: small)
+    with pytest.warns(TrainingWarning, match=r"ratio 0\.50.*support_weight"):
+        run(dataset, tmp_path / "out")
 
 
 def test_a_ratio_below_one_is_warned_of() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as serialize
 from small_datasets import GOALS, random_episode, write_dataset
 from tiny_runs import SHORT, TINY, UPDATES, Stop, run, stop_at
 
@@ -291,6 +292,49 @@ def test_a_damaged_state_is_named(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_bytes(b"nonsense")
     with pytest.raises(TrainingError, match=f"{STATE_FILE} is damaged.*Delete it to start again"):
         run(dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"phase": "foo"}, "update 12 of the phase 'foo' is none"),
+        ({"step": 13}, "update 13 of the phase 'behavior' is none"),
+        ({"step": -3}, "update -3 of the phase 'behavior' is none"),
+        ({"step": "x"}, "its step is 'x'"),
+        ({"step": None}, "its step is None"),
+        ({"step": True}, "its step is True"),
+        ({"run": ["a"]}, r"its run is \['a'\]"),
+        ({"phase": None}, "its phase is None"),
+    ],
+)
+def test_a_state_that_cannot_be_is_named(
+    dataset: Dataset, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Stop):
+        run(dataset, tmp_path, progress=stop_at(13))
+    state = read_state(tmp_path)
+    assert (state.phase, state.step) == ("behavior", 12)
+    document = {"run": state.run, "phase": state.phase, "step": state.step, **changes}
+    written = serialize(dict(state.tensors), {"gem_policy_training": json.dumps(document)})
+    (tmp_path / STATE_FILE).write_bytes(written)
+    with pytest.raises(TrainingError, match=f"is damaged .{told}.*Delete it to start again"):
+        run(dataset, tmp_path)
+
+
+def test_what_a_killed_run_left_of_its_files_is_removed(dataset: Dataset, tmp_path: Path) -> None:
+    left = [tmp_path / f".{name}.x1_y" for name in (STATE_FILE, files.WEIGHTS_FILE)]
+    other = tmp_path / ".notes.txt"
+    for file in (*left, other):
+        file.write_bytes(b"half")
+    whole = run(dataset, tmp_path)
+    assert not any(file.exists() for file in left) and other.exists()
+    seed = tmp_path / "seeds" / "seed-0"
+    seed.mkdir(parents=True)
+    (seed / left[1].name).write_bytes(b"half")
+    options: dict[str, Any] = {"network": TINY, "seeds": 1}
+    (made,) = fit_seeds(dataset, tmp_path / "seeds", SHORT, **options)
+    assert [file.name for file in seed.iterdir()] == [files.WEIGHTS_FILE] and made.is_file()
+    assert len(made.read_bytes()) == len(whole)
 
 
 # -- broken --------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ ADAPTED = {
     "nested": (NESTED, box(7, dtype=np.float32)),
     "from nested": (box(7, dtype=np.float32), NESTED),
     "shape": (box(2, 3), box(6)),
+    "a number": (box(), box(1)),
+    "to a number's list": (box(1), box()),
+    "to numbers in a Dict": (Dict({"a": box(), "b": box(2)}), box(3)),
     "narrower": (box(3), box(3, low=-1, high=1)),
 }
 
