@@ -46,6 +46,11 @@ def nan_reward(buffers: Buffers, options: Options) -> None:
     buffers[3]["rewards"][2] = np.nan
 
 
+def no_finite_reward(buffers: Buffers, options: Options) -> None:
+    for buffer in buffers:
+        buffer["rewards"][:] = np.nan
+
+
 def infinite_observation(buffers: Buffers, options: Options) -> None:
     buffers[3]["observations"]["observation"][2, 0] = np.inf
 
@@ -86,6 +91,15 @@ def unbounded(buffers: Buffers, options: Options) -> None:
     options["action_space"] = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
+def integers(buffers: Buffers, options: Options) -> None:
+    options["action_space"] = gym.spaces.Box(-1, 1, (2,), np.int32)
+
+
+def immovable(buffers: Buffers, options: Options) -> None:
+    low, high = np.array([[-1.0, 0.5], [1.0, 0.5]], dtype=np.float32)
+    options["action_space"] = gym.spaces.Box(low, high, dtype=np.float32)
+
+
 def discrete(buffers: Buffers, options: Options) -> None:
     options["action_space"] = gym.spaces.Discrete(4)
     for buffer in buffers:
@@ -95,6 +109,11 @@ def discrete(buffers: Buffers, options: Options) -> None:
 def zero_rewards(buffers: Buffers, options: Options) -> None:
     for buffer in buffers:
         buffer["rewards"][:] = 0.0
+
+
+def time_penalty_without_an_end(buffers: Buffers, options: Options) -> None:
+    for buffer in buffers:
+        buffer["rewards"][:] = -1.0
 
 
 def scaled_rewards(buffers: Buffers, options: Options) -> None:
@@ -199,6 +218,7 @@ SIMULATED += ("requirements",)
 # What is planted, what the doctor must call it, and how bad that is.
 DEFECTS: list[tuple[Plant, str, str]] = [
     (nan_reward, "nan-rewards", "error"),
+    (no_finite_reward, "nan-rewards", "error"),
     (infinite_observation, "nan-observations", "error"),
     (nan_action, "nan-actions", "error"),
     (constant_dimension, "constant-observation", "note"),
@@ -208,8 +228,11 @@ DEFECTS: list[tuple[Plant, str, str]] = [
     (stuck, "actions-stuck", "warning"),
     (constant_action, "constant-action", "warning"),
     (unbounded, "unbounded-actions", "error"),
+    (integers, "action-space", "error"),
+    (immovable, "action-space", "error"),
     (discrete, "action-space", "error"),
     (zero_rewards, "constant-reward", "error"),
+    (time_penalty_without_an_end, "constant-reward", "error"),
     (scaled_rewards, "reward-differs", "warning"),
     (scaled_rewards, "reward-not-of-goal", "warning"),
     (twice, "duplicates", "warning"),
@@ -282,6 +305,20 @@ def damaged_file(root: Path) -> str:
     return "test/bad-v0"
 
 
+def nothing(root: Path) -> str:
+    """Its recording was begun and left."""
+    write_dataset("test/empty-v0", [random_episode(5, np.random.default_rng(0))])
+    edit_metadata(root, "test/empty-v0", total_episodes=0, total_steps=0)
+    return "test/empty-v0"
+
+
+def reference_in_words(root: Path) -> str:
+    """A reference score is no number."""
+    write_dataset("test/words-v0", [random_episode(5, np.random.default_rng(0))])
+    edit_metadata(root, "test/words-v0", ref_min_score="low", ref_max_score="high")
+    return "test/words-v0"
+
+
 def unknown_format(root: Path) -> str:
     """Written by a Minari that does not exist."""
     rng = np.random.default_rng(0)
@@ -296,5 +333,7 @@ DATASETS: list[tuple[Callable[[Path], str], str, str]] = [
     (contact_forces, "observation-space-differs", "error"),
     (short_pen, "pen-horizon", "warning"),
     (damaged_file, "unreadable", "error"),
+    (nothing, "no-episodes", "error"),
+    (reference_in_words, "unreadable", "error"),
     (unknown_format, "unreadable", "error"),
 ]

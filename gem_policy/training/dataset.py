@@ -25,10 +25,18 @@ from torch import Tensor
 from gem_policy.config import require_count
 from gem_policy.errors import DatasetError
 from gem_policy.training.columns import Columns, check_finite, clip_actions
-from gem_policy.training.location import Source, locate, open_source
+from gem_policy.training.location import locate, open_source
 from gem_policy.training.memory import LOADING, check_room, step_bytes
 from gem_policy.training.storages import RawEpisode, leaves, read_episodes
 from gem_policy.training.transitions import Transitions
+
+# Gymnasium's own wrappers do not help: RescaleAction refuses infinite bounds, and TransformAction
+# holds a function, which no description of an environment can hold.
+_RECORD_AGAIN = (
+    "in the environment itself, or in an ActionWrapper class of your own that is a "
+    "gymnasium.utils.RecordConstructorArgs too (a wrapper made with a function makes Minari drop "
+    "the environment's description), and record again."
+)
 
 
 @dataclass(frozen=True)
@@ -172,9 +180,10 @@ def load(
     Raises:
         ConfigError: if `max_steps` is no count.
         DatasetError: if the dataset is not there, is damaged, or cannot be trained on: discrete
-            actions, actions of several axes, image observations, unbounded actions, actions far
-            outside of their space, NaN or infinite numbers, observations that do not fit the
-            actions, a single episode; or if it does not fit into memory, before anything is read.
+            actions, actions of several axes, image observations, actions that are unbounded or
+            cannot move, actions far outside of their space, NaN or infinite numbers, observations
+            that do not fit the actions, a single episode; or if it does not fit into memory,
+            before anything is read.
         DependencyError: if Minari or the library behind the file format is missing.
     """
     if max_steps is not None:
@@ -183,7 +192,10 @@ def load(
     source = open_source(folder)
     flat = leaves(source.observation_space)
     space = source.action_space
-    _check_action_space(source)
+    problem = action_space_problem(space)
+    if problem is not None:
+        told, advice = problem
+        raise DatasetError(f"`{source.id}` has {told}. {advice}")
     episodes = read_episodes(
         folder, source.file_format, source.total_episodes, flat, int(np.prod(space.shape))
     )
@@ -211,8 +223,8 @@ def load(
         action_space=space,
         env_spec=_text(source.metadata.get("env_spec")),
         eval_env_spec=_text(source.metadata.get("eval_env_spec")),
-        ref_min=_number(source.metadata.get("ref_min_score")),
-        ref_max=_number(source.metadata.get("ref_max_score")),
+        ref_min=source.metadata.get("ref_min_score"),
+        ref_max=source.metadata.get("ref_max_score"),
         description=_text(source.metadata.get("description")) or "",
         recipe=source.metadata.get("recipe") or {},
         clipped_actions=clipped,
@@ -220,23 +232,31 @@ def load(
     )
 
 
-def _check_action_space(source: Source) -> None:
-    space = source.action_space
+def action_space_problem(space: gym.Space[Any]) -> tuple[str, str] | None:
+    """What keeps a policy from acting in `space`, and what to do about it; None where nothing does.
+
+    The first reads on after "the dataset has", without a full stop; the second is a sentence.
+    """
     if not isinstance(space, gym.spaces.Box):
-        raise DatasetError(
-            f"`{source.id}` has a {type(space).__name__} action space; GEM proposes continuous "
-            "actions and needs a Box. Choose a dataset with continuous actions."
-        )
-    if not np.issubdtype(space.dtype, np.floating) or not space.is_bounded("both"):
-        raise DatasetError(
-            f"`{source.id}` has the action space {space}; expected floats with finite bounds. "
-            "Rescale actions to finite bounds (gymnasium.wrappers.RescaleAction) and record again."
-        )
+        told = f"a {type(space).__name__} action space; GEM proposes continuous actions and needs a"
+        return f"{told} Box", "Choose a dataset with continuous actions."
+    if not np.issubdtype(space.dtype, np.floating):
+        return f"the action space {space}; expected floats", f"Make them floats {_RECORD_AGAIN}"
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)  # as in training
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        told = f"the action space {space}; expected finite bounds, as float32 too"
+        return told, f"Give it finite bounds {_RECORD_AGAIN}"
     if len(space.shape) != 1:
-        raise DatasetError(
-            f"`{source.id}` has actions of shape {space.shape}; expected one axis. Flatten them "
-            "(gymnasium.wrappers.TransformAction) and record again."
+        return (
+            f"actions of shape {space.shape}; expected one axis",
+            f"Flatten them {_RECORD_AGAIN}",
         )
+    still = np.nonzero(low >= high)[0].tolist()
+    if still:
+        told = f"the action space {space}; expected low < high, as float32 too, in every dimension"
+        return told, f"Leave out the dimensions {still}, which cannot move, {_RECORD_AGAIN}"
+    return None
 
 
 def _fill(
@@ -270,7 +290,3 @@ def _text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value)
-
-
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]

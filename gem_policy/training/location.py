@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
-from gem_policy.errors import DatasetError
+from gem_policy.env_specs import read_spec
+from gem_policy.errors import DatasetError, SpaceError
 from gem_policy.training.minari_root import datasets_in, datasets_root, describe_namespaces
 
 
@@ -30,7 +32,7 @@ class Source:
         total_steps: As the metadata says.
         observation_space: Of the environment.
         action_space: Of the environment; any space, `dataset.load` accepts only a bounded Box.
-        metadata: All of it, without the spaces.
+        metadata: All of it, without the spaces; reference scores are floats, where there are any.
     """
 
     id: str
@@ -50,29 +52,76 @@ def open_source(folder: Path) -> Source:
         folder: As `locate` returns it.
 
     Raises:
-        DatasetError: if the metadata is damaged or of a version that Minari does not support.
+        DatasetError: if the metadata is damaged or of a version that Minari does not support; the
+            message names the field, where one is to blame.
     """
     import minari
 
     try:
         opened = minari.MinariDataset(folder)
         metadata = dict(opened.storage.metadata)
+        for name in ("ref_min_score", "ref_max_score"):
+            if metadata.get(name) is not None:
+                metadata[name] = _number(metadata, name, float)
         return Source(
             id=opened.id,
             folder=folder,
             file_format=str(metadata["data_format"]),
-            total_episodes=int(metadata["total_episodes"]),
-            total_steps=int(metadata["total_steps"]),
+            total_episodes=_count(metadata, "total_episodes"),
+            total_steps=_count(metadata, "total_steps"),
             observation_space=metadata.pop("observation_space"),
             action_space=metadata.pop("action_space"),
             metadata={k: sorted(v) if isinstance(v, set) else v for k, v in metadata.items()},
         )
-    except (ValueError, KeyError, AssertionError, OSError, TypeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        AssertionError,
+        OSError,
+        TypeError,
+        AttributeError,
+        gym.error.Error,
+    ) as error:
         raise DatasetError(
-            f"The dataset in {folder} cannot be opened ({type(error).__name__}: {error}). "
+            f"The dataset in {folder} cannot be opened ({_damaged_spec(folder)}"
+            f"{type(error).__name__}: {error}). "
             "Delete that folder and download or make it again, or upgrade Minari if a newer one "
             "wrote it."
         ) from error
+
+
+def _count(metadata: Mapping[str, Any], name: str) -> int:
+    count = int(_number(metadata, name, int))
+    if count < 0:
+        raise ValueError(f"{name} is {count}, expected a count")
+    return count
+
+
+def _number(metadata: Mapping[str, Any], name: str, kind: Callable[[Any], float]) -> float:
+    """An entry of the metadata as a number; of anything else a ValueError with the entry's name."""
+    try:
+        return kind(metadata[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} is {metadata[name]!r}, expected a number") from error
+
+
+def _damaged_spec(folder: Path) -> str:
+    """Which description of an environment Minari cannot read, as the start of a message."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # then the file is to blame
+        stored = json.loads((folder / "metadata.json").read_text())
+        for name in ("env_spec", "eval_env_spec"):
+            if stored.get(name) is not None and not _is_spec(stored[name]):
+                return f"its {name} describes no environment; "
+    return ""
+
+
+def _is_spec(text: object) -> bool:
+    try:
+        read_spec(text)
+    except SpaceError:
+        return False
+    # Ours goes without the wrappers, Minari's does not; nor does it take anything but text.
+    return isinstance(text, str) and "additional_wrappers" in json.loads(text)
 
 
 def locate(dataset: str | Path, *, download: bool = False) -> Path:

@@ -177,7 +177,16 @@ def test_a_single_episode_is_refused() -> None:
         ({"action_space": gym.spaces.Discrete(3)}, "Discrete action space.*continuous"),
         (
             {"action_space": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)},
-            "finite bounds",
+            "finite bounds.*ActionWrapper class of your own",
+        ),
+        (
+            {"action_space": gym.spaces.Box(-1e39, 1e39, (2,), np.float64)},
+            "finite bounds, as float32 too",
+        ),
+        ({"action_space": gym.spaces.Box(-3, 3, (2,), np.int64)}, "int64.*expected floats"),
+        (
+            {"action_space": gym.spaces.Box(*np.float32([[-1, 0.5], [1, 0.5]]))},
+            r"low < high.*Leave out the dimensions \[1\]",
         ),
         ({"action_space": gym.spaces.Box(-1, 1, (2, 3), np.float32)}, r"shape \(2, 3\).*one axis"),
         ({"action_space": gym.spaces.Box(-1, 1, (), np.float32)}, r"shape \(\).*one axis"),

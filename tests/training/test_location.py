@@ -11,6 +11,7 @@ from small_datasets import data_folder, edit_metadata, random_episodes, write_da
 
 from gem_policy.errors import DatasetError
 from gem_policy.training.dataset import load
+from gem_policy.training.doctor import examine
 from gem_policy.training.location import local_ids
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -28,6 +29,51 @@ def test_metadata_of_an_unknown_version_is_refused(root: Path) -> None:
     edit_metadata(root, "test/bad-v0", minari_version="99.0.0")
     with pytest.raises(DatasetError, match="upgrade Minari"):
         load("test/bad-v0")
+
+
+NO_ID = json.dumps({"id": "two words", "entry_point": None, "additional_wrappers": []})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ref_min_score", "low", "ref_min_score is 'low', expected a number"),
+        ("ref_max_score", [1.0], r"ref_max_score is \[1.0\], expected a number"),
+        ("total_steps", -1, "total_steps is -1, expected a count"),
+        ("total_steps", float("inf"), "total_steps is inf, expected a number"),
+        ("total_episodes", -2, "total_episodes is -2, expected a count"),
+        ("env_spec", '{"id": 3}', "its env_spec describes no environment"),
+        ("env_spec", {"id": "Pendulum-v1"}, "its env_spec describes no environment"),
+        ("env_spec", "3", "its env_spec describes no environment"),
+        ("eval_env_spec", NO_ID, "its eval_env_spec describes no environment"),
+    ],
+)
+def test_a_damaged_field_of_the_metadata_is_named(
+    root: Path, name: str, value: object, message: str
+) -> None:
+    write_dataset("test/bad-v0", random_episodes(2))
+    edit_metadata(root, "test/bad-v0", **{name: value})
+    with pytest.raises(DatasetError, match=f"cannot be opened.*{message}.*make it again"):
+        load("test/bad-v0")
+    assert examine("test/bad-v0").codes() == ("unreadable",)
+
+
+def test_a_description_of_an_old_environment_is_not_blamed_for_other_damage(root: Path) -> None:
+    write_dataset("test/bad-v0", random_episodes(2), env="Pendulum-v1")
+    path = data_folder(root, "test/bad-v0") / "metadata.json"
+    old = {**json.loads(json.loads(path.read_text())["env_spec"]), "autoreset": False}
+    edit_metadata(root, "test/bad-v0", env_spec=json.dumps(old), minari_version="99.0.0")
+    with pytest.raises(DatasetError, match="upgrade Minari") as caught:
+        load("test/bad-v0")
+    assert "env_spec" not in str(caught.value)
+
+
+def test_reference_scores_are_floats(root: Path) -> None:
+    write_dataset("test/any-v0", random_episodes(2))
+    edit_metadata(root, "test/any-v0", ref_min_score=1, ref_max_score="2.5")
+    data = load("test/any-v0")
+    assert (data.ref_min, data.ref_max) == (1.0, 2.5)
+    examine("test/any-v0", simulate=False)
 
 
 def test_a_dataset_that_is_not_there_says_how_to_get_it(root: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gem_policy.training.dataset import action_space_problem
 from gem_policy.training.doctor.evidence import Evidence
 from gem_policy.training.doctor.report import Finding
 
@@ -112,17 +113,11 @@ def check_observations(evidence: Evidence) -> Iterator[Finding]:
 
 
 def check_actions(evidence: Evidence) -> Iterator[Finding]:
-    """Bounds: unbounded, left, or never left."""
+    """Bounds: left, or never left."""
     space = evidence.source.action_space
-    low, high = space.low.reshape(-1), space.high.reshape(-1)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        yield Finding(
-            "unbounded-actions",
-            "error",
-            "The action space has infinite bounds.",
-            "Rescale actions to finite bounds (gymnasium.wrappers.RescaleAction) and record again.",
-        )
+    if action_space_problem(space) is not None:  # `gather` has said so
         return
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
     actions, span = evidence.actions, high - low
     outside = (actions < low) | (actions > high)
     if outside.any():
@@ -161,21 +156,37 @@ def check_actions(evidence: Evidence) -> Iterator[Finding]:
 def check_rewards(evidence: Evidence) -> Iterator[Finding]:
     """Rewards from which nothing can be learned."""
     rewards = evidence.rewards[np.isfinite(evidence.rewards)]
-    if len(rewards) and np.ptp(rewards) == 0.0:
-        yield Finding(
-            "constant-reward",
-            "error",
-            f"Every reward is {rewards[0]:g}.",
-            "No action is better than another. With sparse rewards, no episode reached the goal, "
-            "or the rewards were lost in a conversion.",
-        )
+    if not len(rewards):  # `check_finite` has said so
+        return
+    if np.ptp(rewards) == 0.0:
+        yield _constant_reward(float(rewards[0]), bool(evidence.terminations.any()))
+        return
     returns = evidence.returns
-    if len(returns) > 1 and np.ptp(rewards) > 0 and np.ptp(returns) == 0.0 and not _sparse(rewards):
+    if len(returns) > 1 and np.ptp(returns) == 0.0 and not _sparse(rewards):
         yield Finding(
             "equal-returns",
             "note",
             f"All {len(returns)} episodes have the same return, {returns[0]:g}.",
         )
+
+
+def _constant_reward(reward: float, ends: bool) -> Finding:
+    if ends and reward != 0.0:  # `fit` accepts these, too
+        aim = "late" if reward > 0 else "early"
+        return Finding(
+            "constant-reward",
+            "note",
+            f"Every reward is {reward:g}, and episodes terminate: what is learned is to terminate "
+            f"{aim}.",
+            "Nothing to do for a task that is about that; else rewards were lost in a conversion.",
+        )
+    return Finding(
+        "constant-reward",
+        "error",
+        f"Every reward is {reward:g}{'' if ends else ', and no episode terminates'}.",
+        "No action is better than another. With sparse rewards, no episode reached the goal, or "
+        "the rewards were lost in a conversion.",
+    )
 
 
 def check_duplicates(evidence: Evidence) -> Iterator[Finding]:

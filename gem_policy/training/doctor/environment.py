@@ -118,16 +118,17 @@ def check_references(evidence: Evidence) -> Iterator[Finding]:
             "The expert must score more; correct the metadata before normalizing anything.",
         )
         return
-    yield from _pen(evidence, float(low), float(high))
+    yield from _pen(evidence, low, high)
     evaluation = parse(stored.get("eval_env_spec")) or parse(stored.get("env_spec"))
     data = parse(stored.get("env_spec"))
     same = evaluation is not None and data is not None and _same_task(evaluation, data)
-    score = (float(np.nanmean(evidence.returns)) - low) / (high - low)
+    returns = evidence.returns[np.isfinite(evidence.returns)]
+    score = (float(returns.mean()) - low) / (high - low) if len(returns) else 0.0
     if same and score > 1.5:
         yield Finding(
             "references-of-another-horizon",
             "warning",
-            f"The mean return of the data, {np.nanmean(evidence.returns):.4g}, is {score:.0%} of "
+            f"The mean return of the data, {returns.mean():.4g}, is {score:.0%} of "
             f"the way from the random ({low:g}) to the expert reference ({high:g}).",
             "References measured with shorter episodes look like this. Report raw returns and the "
             "horizon beside every normalized score, or measure the references again.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gem_policy.errors import DatasetError
+from gem_policy.training.dataset import action_space_problem
 from gem_policy.training.doctor.report import Finding
 from gem_policy.training.location import Source
 from gem_policy.training.storages import RawEpisode, leaves, read_episodes
@@ -88,20 +89,9 @@ def gather(source: Source) -> tuple[Evidence | None, list[Finding]]:
     except DatasetError as error:
         return None, [Finding("observation-space", "error", str(error), "Choose other data.")]
     space = source.action_space
-    if not isinstance(space, gym.spaces.Box):
-        return None, [
-            Finding(
-                "action-space",
-                "error",
-                f"Actions are of a {type(space).__name__} space; expected a Box.",
-                "GEM proposes continuous actions: choose a dataset that has them.",
-            )
-        ]
-    if len(space.shape) != 1:
-        told = f"Actions have the shape {space.shape}; expected one axis."
-        advice = "Flatten them (gymnasium.wrappers.TransformAction) and record again."
-        return None, [Finding("action-space", "error", told, advice)]
-    findings: list[Finding] = []
+    findings = list(_refused_actions(space))
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        return None, findings
     good: list[RawEpisode] = []
     bad: list[RawEpisode] = []
     try:
@@ -119,9 +109,28 @@ def gather(source: Source) -> tuple[Evidence | None, list[Finding]]:
         )
     if bad:
         findings.append(_misaligned(bad, source))
+    if source.total_episodes == 0:
+        findings.append(
+            Finding(
+                "no-episodes",
+                "error",
+                "The dataset has no episodes; training needs 2 at least.",
+                "Record some: one to learn from and one to check against are the least.",
+            )
+        )
     if not good:
         return None, findings
     return _collect(source, good, _names(source.observation_space)), findings
+
+
+def _refused_actions(space: gym.Space[Any]) -> Iterator[Finding]:
+    """What the loader would refuse, in its words."""
+    problem = action_space_problem(space)
+    if problem is not None:
+        told, advice = problem
+        unbounded = isinstance(space, gym.spaces.Box) and not space.is_bounded("both")
+        code = "unbounded-actions" if unbounded else "action-space"
+        yield Finding(code, "error", f"The dataset has {told}.", advice)
 
 
 def _aligned(episode: RawEpisode) -> bool:
