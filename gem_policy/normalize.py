@@ -50,8 +50,8 @@ class ActionScaler:
         if not finite or not bool((self.low < self.high).all()):
             raise SpaceError(
                 f"The action space must be a bounded Box with low < high in every dimension, got "
-                f"low={self.low.tolist()}, high={self.high.tolist()}. Wrap the environment in "
-                "gymnasium.wrappers.RescaleAction, or give its actions finite bounds."
+                f"low={self.low.tolist()}, high={self.high.tolist()}. Give the "
+                "environment's actions finite bounds, in a gymnasium.ActionWrapper of your own."
             )
 
     def apply(self, actions: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch action"]:
