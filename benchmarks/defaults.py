@@ -10,8 +10,8 @@ and the *_budget.json there, each written by
 
 with 100 episodes on HalfCheetah, whose few falls need more of them. Those with `per-nat` in their
 name have 100 episodes from 170000, played with `--set gain_per_nat=0.01`, those with `deciding`
-starts from 180000, played with `--set deciding_candidates=64` too: their checkpoints were made
-before these were the defaults.
+starts from 180000 or 190000 (`again`), played with `--set deciding_candidates=64` too: their
+checkpoints were made before these were the defaults.
 A word between a file's first and its last says what is special about the run, such as a training
 seed other than 0. Of both only trainings with today's defaults are shown, all settings of training
 but the seed, of selection but N: what was made with earlier ones stays on record. Marked, and
