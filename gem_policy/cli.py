@@ -274,17 +274,21 @@ def require_comparable(policy: GEMPolicy, label: str, other: GEMPolicy) -> None:
     Raises:
         SpaceError: It reads other observations, or its actions have another shape.
     """
-    try:
-        action, _ = other.predict(policy.observation_space.sample())
+    from gem_policy.spaces import ObservationReader
+
+    try:  # its form alone: a sample of wide bounds may be more than networks take
+        sample = policy.observation_space.sample()
+        ObservationReader(other.observation_space).read(sample, finite=False)
     except SpaceError as error:
         raise SpaceError(
             f"--compare {label}: it was made for other observations than the policy that is "
             f"evaluated: {other.observation_space} instead of {policy.observation_space}."
         ) from error
-    if action.shape != policy.action_space.shape:
+    own, expected = other.action_space.shape, policy.action_space.shape
+    if own != expected:
         raise SpaceError(
-            f"--compare {label}: its actions have the shape {action.shape}, those of the policy "
-            f"that is evaluated {policy.action_space.shape}."
+            f"--compare {label}: its actions have the shape {own}, those of the policy that is "
+            f"evaluated {expected}."
         )
 
 

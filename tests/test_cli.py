@@ -16,12 +16,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from fakes import tiny_checkpoint
 from small_datasets import random_episode, write_dataset
 
 from gem_policy import __version__, pretrained
 from gem_policy.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load, save_folder
-from gem_policy.cli import main
+from gem_policy.cli import main, require_comparable
+from gem_policy.policy import GEMPolicy
 
 ENV = "InvertedPendulum-v5"
 STATE = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
@@ -209,6 +211,14 @@ def test_what_registers_an_environment_is_imported_by_the_user(
         assert f"such as my_envs, got {path!r}" in capsys.readouterr().err
     assert call(monkeypatch, *short, "--import", "their_envs") == 0
     del gym.registry["theirs/Pole-v0"], sys.modules["their_envs"]
+
+
+def test_wide_bounds_are_no_reason_not_to_compare() -> None:
+    wide = gym.spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (4,))
+    policy, other = (
+        GEMPolicy(tiny_checkpoint(space), torch.device("cpu")) for space in (wide, STATE)
+    )
+    require_comparable(policy, "same", other)
 
 
 @pytest.mark.parametrize(
