@@ -105,28 +105,23 @@ class Replay:
             chosen: Their numbers.
             reads: Fields that are wanted; the others are empty.
         """
-
-        def take(values: Tensor, name: str, where: Tensor = chosen) -> Tensor:
-            # What `values[where]` does, at half its cost per call.
-            return torch.index_select(values, 0, where) if name in reads else values[:0]
-
         row = torch.index_select(self.index, 0, chosen)
         after = row + 1 if "next_observations" in reads else row
-        ahead = take(self.ahead_rows, "ahead")
+        ahead = _take(self.ahead_rows, chosen, "ahead" in reads)
         return Batch(
-            take(self.rows, "observations", row),
-            take(self.actions, "actions"),
-            take(self.rewards, "rewards"),
-            take(self.rows, "next_observations", after),
-            take(self.continues, "continues"),
-            take(self.lives, "lives"),
+            _take(self.rows, row, "observations" in reads),
+            _take(self.actions, chosen, "actions" in reads),
+            _take(self.rewards, chosen, "rewards" in reads),
+            _take(self.rows, after, "next_observations" in reads),
+            _take(self.continues, chosen, "continues" in reads),
+            _take(self.lives, chosen, "lives" in reads),
             Ahead(
-                take(self.ahead_returns, "ahead"),
-                take(self.ahead_discounts, "ahead"),
-                take(self.rows, "ahead", ahead),
+                _take(self.ahead_returns, chosen, "ahead" in reads),
+                _take(self.ahead_discounts, chosen, "ahead" in reads),
+                _take(self.rows, ahead, "ahead" in reads),
             ),
-            take(self.advantages, "advantages"),
-            take(self.weights, "weights"),
+            _take(self.advantages, chosen, "advantages" in reads),
+            _take(self.weights, chosen, "weights" in reads),
         )
 
     def parts(self, reads: frozenset[str]) -> Iterator[Batch]:
@@ -137,6 +132,12 @@ class Replay:
     def place(self, chosen: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Where the transitions with the given numbers stand among the `parts`."""
         return chosen
+
+
+def _take(values: Tensor, where: Tensor, wanted: bool) -> Tensor:
+    """The rows with the given numbers, or none where they are not wanted."""
+    # What `values[where]` does, at half its cost per call.
+    return torch.index_select(values, 0, where) if wanted else values[:0]
 
 
 def evenly_spaced_numbers(

@@ -104,22 +104,27 @@ class SharedReplay:
         std: Float[Tensor, "owners obs"],
     ) -> Batch:
         """Transitions by their place, an equal number for each of some seeds, one after another."""
-
-        def normalize(rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch obs"]:
-            if len(rows) == 0:
-                return rows
-            parts = rows.reshape(len(mean), -1, rows.shape[-1])
-            return ((parts - mean.unsqueeze(1)) / std.unsqueeze(1)).reshape(rows.shape)
-
         raw = self.everything.batch(self.numbers[place].long(), reads)
         return replace(
             raw,
-            observations=normalize(raw.observations),
-            next_observations=normalize(raw.next_observations),
-            ahead=replace(raw.ahead, observations=normalize(raw.ahead.observations)),
+            observations=_normalized(raw.observations, mean, std),
+            next_observations=_normalized(raw.next_observations, mean, std),
+            ahead=replace(raw.ahead, observations=_normalized(raw.ahead.observations, mean, std)),
             advantages=self.advantages[place] if "advantages" in reads else self.advantages[:0],
             weights=self.weights[place] if "weights" in reads else self.weights[:0],
         )
+
+
+def _normalized(
+    rows: Float[Tensor, "batch obs"],
+    mean: Float[Tensor, "owners obs"],
+    std: Float[Tensor, "owners obs"],
+) -> Float[Tensor, "batch obs"]:
+    """Observations of some seeds, an equal number of each, by each one's statistics."""
+    if len(rows) == 0:
+        return rows
+    parts = rows.reshape(len(mean), -1, rows.shape[-1])
+    return ((parts - mean.unsqueeze(1)) / std.unsqueeze(1)).reshape(rows.shape)
 
 
 def share(dataset: Dataset, configs: Sequence[TrainConfig], device: torch.device) -> SharedReplay:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,15 +65,17 @@ class StackedLearner(Learner):
         """
         parts = _split(batch, len(self.seeds))
         lowered = lower_hidden(self._stacked, self.precision)
-
-        def of_one(parameters: dict[str, Tensor], part: Any) -> tuple[Tensor, Metrics]:
-            found: tuple[Tensor, Metrics] = torch.func.functional_call(
-                self._one, parameters, (part, told)
-            )
-            return found
-
-        losses, metrics = torch.func.vmap(of_one)(lowered, parts)
+        losses, metrics = torch.func.vmap(partial(self._loss_of_one, told))(lowered, parts)
         return losses.sum(), metrics
+
+    def _loss_of_one(
+        self, told: bool, parameters: dict[str, Tensor], part: Any
+    ) -> tuple[Tensor, Metrics]:
+        """A seed's loss, with its parameters, on its part of the batch."""
+        found: tuple[Tensor, Metrics] = torch.func.functional_call(
+            self._one, parameters, (part, told)
+        )
+        return found
 
     def lowered_loss(self, batch: Batch, told: bool = True) -> tuple[Tensor, Metrics]:
         """The loss, which has lowered the stacked parameters itself."""
@@ -116,15 +119,11 @@ def _stack(modules: Sequence[nn.Module]) -> nn.Module:
     return stacked
 
 
-def _split(batch: Batch, seeds: int) -> dict[str, Any]:
+def _split(record: object, seeds: int) -> dict[str, Any]:
     """The fields of a batch, with the seeds as a first axis of their own."""
-
-    def cut(record: object) -> dict[str, Any]:
-        return {
-            name: value.reshape(seeds, len(value) // seeds, *value.shape[1:])
-            if isinstance(value, Tensor)
-            else cut(value)
-            for name, value in vars(record).items()
-        }
-
-    return cut(batch)
+    return {
+        name: value.reshape(seeds, len(value) // seeds, *value.shape[1:])
+        if isinstance(value, Tensor)
+        else _split(value, seeds)
+        for name, value in vars(record).items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from bandits import PROBLEMS
 
 from gem_policy.policy import GEMPolicy
 from gem_policy.training.config import TrainConfig
-from gem_policy.training.trainer import fit
+from gem_policy.training.trainer import PHASES, fit
 
 
 def test_the_problem_is_what_its_description_says() -> None:
@@ -39,6 +40,14 @@ def test_the_problem_is_what_its_description_says() -> None:
         assert np.isclose(bandit.rewards(contexts, actions)[0], max(worth))
 
 
+# Updates of each phase, and the rates of critics and mixtures: no more than it takes.
+TRAININGS: dict[int, dict[str, Any]] = {
+    1: {"behavior": 400, "value": 50, "critic": 500, "actor": 400, "rates": (4e-3, 4e-3)},
+    2: {"behavior": 600, "value": 50, "critic": 1000, "actor": 600, "rates": (2e-3, 3e-3)},
+    8: {"behavior": 1000, "value": 800, "critic": 1500, "actor": 1000, "rates": (2e-3, 3e-3)},
+}
+
+
 # Five components for three modes: that one of them goes unused is no fault here.
 @pytest.mark.filterwarnings("ignore::gem_policy.errors.TrainingWarning")
 @pytest.mark.parametrize(
@@ -57,15 +66,15 @@ def test_the_rare_best_mode_is_found_where_one_gaussian_averages(
     many = dimensions == 8
     name = f"test/bandit-{dimensions}d-{precision}-v0"
     dataset = bandit.dataset(name, episodes=200 if many else 100, seed=0)
+    training = TRAININGS[dimensions]
+    critic_lr, policy_lr = training["rates"]
+    lengths: dict[str, Any] = {f"{phase}_updates": training[phase] for phase in PHASES}
     config = TrainConfig(
-        behavior_updates=1000 if many else 600,
-        value_updates=800 if many else 300,
-        critic_updates=1500 if many else 1000,
-        actor_updates=1000 if many else 600,
+        **lengths,
         discount=0.0,
         episode_temperature=None,  # a hundred contexts drawn at random: their return is chance
-        critic_lr=2e-3,
-        policy_lr=3e-3,
+        critic_lr=critic_lr,
+        policy_lr=policy_lr,
         precision=precision,
     )
     sizes = dict.fromkeys(("actor_hidden", "behavior_hidden", "critic_hidden"), (64, 64))
