@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from gem_policy.env_specs import fits_spaces, make_spec, read_spec
-from gem_policy.errors import SpaceError
+from gem_policy.errors import ConfigError, SpaceError
 from gem_policy.policy import GEMPolicy
 from gem_policy.spaces import describe_difference
 
@@ -45,7 +45,12 @@ def make_env(policy: GEMPolicy, **kwargs: Any) -> gym.Env[Any, Any]:
             registered it: what a checkpoint calls its code is never imported, see `make_spec`.
         SpaceError: The checkpoint names no environment, it cannot be made as described, or its
             spaces are not the policy's.
+        ConfigError: It is no policy.
     """
+    if not isinstance(policy, GEMPolicy):
+        raise ConfigError(
+            f"`make_env` takes a GEMPolicy, got {policy!r}. Write make_env(GEMPolicy.load(...))."
+        )
     spec = evaluation_spec(policy.provenance)
     env = make_spec(spec, **kwargs)
     if fits_spaces(_description(policy.provenance)):

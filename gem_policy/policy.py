@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ from gem_policy.mixture import GaussianMixture
 from gem_policy.networks import build_actor, build_behavior
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.predictor import Predictor, full_precision, refuse_overflow
-from gem_policy.scoring import rule_of
+from gem_policy.scoring import ScoringRule, rule_of
 from gem_policy.selection import Decision, select, usable_scores
 
 
@@ -71,6 +71,11 @@ def resolve(source: str | Path) -> Path:
             "`gem-policy list` shows the names."
         )
     text = str(source)
+    if not text:
+        raise CheckpointError(
+            "A policy is loaded by a name or a path, got an empty one; '.' is the current folder. "
+            "`gem-policy list` shows the names."
+        )
     if text.startswith("hf://"):
         return download(text)
     if text in pretrained.names():
@@ -86,7 +91,10 @@ def resolve(source: str | Path) -> Path:
     if _exists(Path(source)):
         return Path(source)
     if text.endswith(".safetensors") or "/" in text or "\\" in text:
-        raise CheckpointError(f"There is no file or folder {text!r}.")
+        raise CheckpointError(
+            f"There is no file or folder {text!r}. A hub repository is written hf://org/repo, as a "
+            "string; a home folder is written out."
+        )
     names = pretrained.names()
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
     hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -102,6 +110,21 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a name that is too long, or holds a null byte
         return False
+
+
+def _refuse_complex(numbers: Tensor, caller: str) -> None:
+    """Raise a `SpaceError` for numbers whose imaginary part would be dropped."""
+    if numbers.is_complex():
+        raise SpaceError(f"`{caller}` takes real numbers, got {numbers.dtype}.")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Selection settings and the rules that they make, which belong together."""
+
+    selection: SelectionConfig
+    rule: ScoringRule
+    rule_of_draws: ScoringRule
 
 
 class GEMPolicy(Predictor):
@@ -261,19 +284,19 @@ class GEMPolicy(Predictor):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: what was recorded and compiled is of this very policy."""
         made = {"_recorded": None, "_compiled": None}
-        return {**vars(self), **made, "made": (self.compiled, self.cuda_graph)}
+        return {**super().__getstate__(), **made, "made": (self.compiled, self.cuda_graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """To record and compile anew, if the other did."""
         compiled, cuda_graph = state.pop("made")
-        vars(self).update(state)
+        super().__setstate__(state)
         self.compiled, self.cuda_graph = compiled, cuda_graph
 
     def _deterministic(self, observations: Float[Tensor, "*batch obs"]) -> Decision:
-        return self._decide(observations, None, None)
+        return self._decide(observations, None, None, self._chosen)
 
     def _best(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch action"]:
-        if self._compiled is None or self._selection.candidates == 1:
+        if self._compiled is None or self.selection.candidates == 1:
             return self.act(rows, None)
         return self._compiled(rows).action
 
@@ -281,13 +304,32 @@ class GEMPolicy(Predictor):
         self, rows: Float[Tensor, "batch obs"], deterministic: bool
     ) -> Float[Tensor, "batch action"]:
         if deterministic and self._recorded is not None:
-            return self._recorded(rows, self._selection)
+            return self._recorded(rows, self.selection)
         return super()._answer(rows, deterministic)
+
+    if not TYPE_CHECKING:  # with it, type checkers would let every attribute be assigned
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Refuse selection settings, which would change nothing here.
+
+            Raises:
+                ConfigError: The attribute is one of them.
+            """
+            if name in SelectionConfig.__dataclass_fields__:
+                raise ConfigError(
+                    f"{name!r} is a selection setting, no attribute of the policy. Write "
+                    f"policy.selection = policy.selection.replace({name}={value!r})."
+                )
+            super().__setattr__(name, value)
 
     @property
     def selection(self) -> SelectionConfig:
-        """How actions are selected; assign a changed copy at any time."""
-        return self._selection
+        """How actions are selected; assign a changed copy at any time, from any thread.
+
+        Every decision is by the settings of one moment; of a batch that is decided row by row
+        (``row_by_row``), every row's.
+        """
+        return self._chosen.selection
 
     @selection.setter
     def selection(self, settings: SelectionConfig) -> None:
@@ -296,10 +338,12 @@ class GEMPolicy(Predictor):
                 f"`selection` must be a SelectionConfig, got {type(settings).__name__}. "
                 "Write policy.selection = policy.selection.replace(candidates=16)."
             )
-        self._selection = settings
-        self._rule = rule_of(settings, self.config.gain_unit)
-        # Among fresh draws candidate 0 is one of them, no mode that would have to be kept.
-        self._rule_of_draws = rule_of(settings.replace(gain_kappa=None), 0.0)
+        self._chosen = _Chosen(
+            settings,
+            rule_of(settings, self.config.gain_unit),
+            # Among fresh draws candidate 0 is one of them, no mode that would have to be kept.
+            rule_of(settings.replace(gain_kappa=None), 0.0),
+        )
 
     def candidates(
         self,
@@ -308,9 +352,17 @@ class GEMPolicy(Predictor):
         generator: torch.Generator | None = None,
     ) -> CandidateSet:
         """N candidates with their values and densities, for normalized observations."""
-        chosen = self._selection
+        return self._candidates(normalized, count, generator, self.selection)
+
+    def _candidates(
+        self,
+        normalized: Float[Tensor, "*batch obs"],
+        count: int,
+        generator: torch.Generator | None,
+        settings: SelectionConfig,
+    ) -> CandidateSet:
         actions, component = propose(
-            self.actor(normalized), count, generator, chosen.proposal_scale, chosen.all_modes
+            self.actor(normalized), count, generator, settings.proposal_scale, settings.all_modes
         )
         return self.evaluate(normalized, actions, component)
 
@@ -353,28 +405,29 @@ class GEMPolicy(Predictor):
         with full_precision(self.device):
             if generator is None and count is None and self._compiled is not None:
                 return self._compiled(observations)
-            return self._decide(observations, generator, count)
+            return self._decide(observations, generator, count, self._chosen)
 
     def _decide(
         self,
         observations: Float[Tensor, "*batch obs"],
         generator: torch.Generator | None,
         count: int | None,
+        chosen: _Chosen,
     ) -> Decision:
         """`decide` for callers that are in inference mode, or must not be."""
-        normalized = self._normalize(observations)
+        normalized, settings = self._normalize(observations), chosen.selection
         if count is None:
-            count = self._selection.candidates
+            count = settings.candidates
         require_count("count", count, high=MAX_CANDIDATES)
-        candidates = self.candidates(normalized, count, generator)
-        rule = self._rule if generator is None else self._rule_of_draws
+        candidates = self._candidates(normalized, count, generator, settings)
+        rule = chosen.rule if generator is None else chosen.rule_of_draws
         scores = usable_scores(candidates, rule(candidates))
-        temperature = 0.0 if generator is None else self._selection.temperature
+        temperature = 0.0 if generator is None else settings.temperature
         index = select(scores, temperature, generator)
         wide = index[..., None, None].expand(*index.shape, 1, candidates.actions.shape[-1])
-        chosen = torch.gather(candidates.actions, -2, wide).squeeze(-2)
+        action = torch.gather(candidates.actions, -2, wide).squeeze(-2)
         supported = scores.amax(-1) != -torch.inf
-        return Decision(self.scaler.invert(chosen), index, scores, supported, candidates)
+        return Decision(self.scaler.invert(action), index, scores, supported, candidates)
 
     @torch.inference_mode()
     def assess(
@@ -407,13 +460,14 @@ class GEMPolicy(Predictor):
             raise SpaceError(
                 f"`assess` takes actions of shape ({expected}), got {tuple(actions.shape)}."
             )
+        _refuse_complex(actions, "assess")
         given = self.scaler.apply(actions.to(self.device, torch.float32))
         with full_precision(self.device):
             normalized = self._normalize(observations)
             shares = self.actor(normalized).responsibilities(given)
             candidates = self.evaluate(normalized, given, shares.argmax(-1))
         percentile = self.support_percentile(candidates.log_behavior)
-        return Assessment.of(candidates, percentile, self._selection.kappa)
+        return Assessment.of(candidates, percentile, self.selection.kappa)
 
     def _check_rows(self, observations: object, caller: str) -> None:
         """Raise a `SpaceError` unless it is a tensor of flattened observations."""
@@ -425,6 +479,7 @@ class GEMPolicy(Predictor):
                 f"got a {type(observations).__name__} of {got}. `predict` takes what environments "
                 "return."
             )
+        _refuse_complex(observations, caller)
 
     def _normalize(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch obs"]:
         """Rows as the networks see them."""
@@ -434,10 +489,11 @@ class GEMPolicy(Predictor):
         self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None
     ) -> Float[Tensor, "batch action"]:
         """The action of `decide`."""
-        if self._selection.candidates == 1 and generator is None:
+        chosen = self._chosen
+        if chosen.selection.candidates == 1 and generator is None:
             # One candidate, the actor's mode, needs no score.
             return self.scaler.invert(self.mixture(rows).mode())
-        return self._decide(rows, generator, None).action
+        return self._decide(rows, generator, None, chosen).action
 
     def explain(self, observation: Any) -> Explanation:
         """Every candidate for one observation, best first: where it came from and why it ranks so.
@@ -449,13 +505,14 @@ class GEMPolicy(Predictor):
         array, batched = self._reader.read(observation)
         if batched and array.shape[0] != 1:
             raise SpaceError(f"`explain` takes one observation, got a batch of {array.shape[0]}.")
-        observation = torch.from_numpy(array[0]).to(self.device)
-        decision = self.decide(observation, count=self._selection.candidates)
+        observation, chosen = torch.from_numpy(array[0]).to(self.device), self._chosen
+        with torch.inference_mode(), full_precision(self.device):
+            decision = self._decide(observation, None, None, chosen)
         refuse_overflow(array, decision.action.cpu().numpy()[None])
         actions = self.scaler.invert(decision.candidates.actions)
         percentile = self.support_percentile(decision.candidates.log_behavior)
         unit = self.config.gain_unit
-        return Explanation.of(decision, actions, percentile, self._selection, unit)
+        return Explanation.of(decision, actions, percentile, chosen.selection, unit)
 
     def support_percentile(self, log_behavior: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Share of the dataset's own (held-out) actions that are less likely, in percent.
@@ -469,16 +526,22 @@ class GEMPolicy(Predictor):
         return torch.where(log_behavior.isnan(), torch.nan, share)
 
     def mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
-        """The actor's mixture for observations in environment units (normalized actions)."""
+        """The actor's mixture for observations in environment units (normalized actions).
+
+        Raises:
+            SpaceError: No tensor, or the last axis is not the observation's length.
+        """
+        self._check_rows(observations, "mixture")
         mixture: GaussianMixture = self.actor(self.normalizer.apply(observations))
         return mixture
 
     def behavior_mixture(self, observations: Float[Tensor, "*batch obs"]) -> GaussianMixture:
-        """The behavior model's mixture for observations in environment units."""
+        """The behavior model's mixture for observations in environment units; as `mixture`."""
+        self._check_rows(observations, "behavior_mixture")
         mixture: GaussianMixture = self.behavior(self.normalizer.apply(observations))
         return mixture
 
     def __repr__(self) -> str:
         """One line: what it was trained on, where it computes and how it selects."""
         data = self.provenance.get("dataset_id", "unknown data")
-        return f"GEMPolicy({data}, device={self.device}, {self._selection})"
+        return f"GEMPolicy({data}, device={self.device}, {self.selection})"

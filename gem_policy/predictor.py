@@ -74,6 +74,20 @@ class Predictor(abc.ABC):
         self._generator = torch.Generator(device=device)
         self.set_random_seed(seed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, also those that a process takes along when it is started.
+
+        The generator as bytes: torch sends its state through a file that is gone by then.
+        """
+        drawn = self._generator.get_state().numpy().tobytes()
+        return {**vars(self), "_generator": drawn}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a generator of its own, which goes on where the other's stood."""
+        generator = torch.Generator(device=state["device"])
+        generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
+        vars(self).update({**state, "_generator": generator})
+
     @abc.abstractmethod
     def act(
         self, rows: Float[Tensor, "batch obs"], generator: torch.Generator | None

@@ -250,7 +250,7 @@ def _get(observation: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     value: Any = observation
     for depth, key in enumerate(path):
         if not isinstance(value, Mapping) or key not in value:
-            got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            got = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
             raise SpaceError(
                 f"The observation has no entry {'/'.join(path[: depth + 1])!r}; got {got}."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from gymnasium.envs.registration import WrapperSpec
 
 from gem_policy.env_specs import make_spec, read_spec, registered, without_policies
 from gem_policy.environments import make_env
-from gem_policy.errors import DependencyError, SpaceError
+from gem_policy.errors import ConfigError, DependencyError, SpaceError
 from gem_policy.wrappers import MatchSpaces, SuccessInfo
 
 POLE = "InvertedPendulum-v5"
@@ -157,3 +158,8 @@ def test_hostile_files_are_told_by_the_command_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert not mark.exists()
+
+
+def test_an_environment_is_made_for_a_policy_not_for_a_name() -> None:
+    with pytest.raises(ConfigError, match="takes a GEMPolicy, got 'pointmaze-umaze'"):
+        inspect.unwrap(make_env)("pointmaze-umaze")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import seeds, selections
 
+from gem_policy import policy as module
 from gem_policy import pretrained
 from gem_policy.checkpoint import WEIGHTS_FILE, Checkpoint, save_folder
 from gem_policy.config import SelectionConfig
@@ -140,6 +142,22 @@ def test_decide_names_the_size_that_it_wants(shape: tuple[int, ...]) -> None:
         POLICY.decide(torch.zeros(shape))
 
 
+def test_mixtures_name_the_size_that_they_want() -> None:
+    with pytest.raises(SpaceError, match=r"`mixture` takes .*shape \(\*batch, 3\), got"):
+        POLICY.mixture(torch.zeros(4))
+    with pytest.raises(SpaceError, match=r"`behavior_mixture` takes .*got a ndarray"):
+        inspect.unwrap(GEMPolicy.behavior_mixture)(POLICY, np.zeros(3))
+
+
+def test_complex_numbers_are_refused() -> None:
+    rows, actions = torch.zeros(3), torch.zeros(1, 2)
+    for take in (GEMPolicy.decide, GEMPolicy.mixture):
+        with pytest.raises(SpaceError, match="takes real numbers, got torch.complex64"):
+            inspect.unwrap(take)(POLICY, rows.to(torch.complex64))
+    with pytest.raises(SpaceError, match="`assess` takes real numbers, got torch.complex64"):
+        inspect.unwrap(GEMPolicy.assess)(POLICY, rows, actions.to(torch.complex64))
+
+
 @pytest.mark.parametrize("wrong", [np.zeros(3), [0.0, 0.0, 0.0], {"a": 1}, None])
 def test_decide_and_assess_take_tensors(wrong: Any) -> None:
     # Unwrapped, for the tests' type checker refuses it before.
@@ -193,6 +211,65 @@ def test_settings_change_at_any_time_and_only_by_settings() -> None:
 # -- load ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["kappa", "support_weight", "candidates"])
+def test_a_setting_that_is_written_as_an_attribute_is_refused(name: str) -> None:
+    policy = tiny_policy()
+    before = policy.selection
+    with pytest.raises(ConfigError, match=rf"policy.selection.replace\({name}=4\)"):
+        setattr(policy, name, 4)
+    assert policy.selection == before and callable(policy.candidates)
+
+
+def test_a_decision_is_by_the_settings_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = SelectionConfig(candidates=16)
+    other = one.replace(candidates=64, kappa=0.0, support_weight=0.0, gain_kappa=None)
+    policy, rows = with_settings(one), observations(8)
+    expected, honest = policy.decide(rows), module.propose
+
+    def interrupted(*arguments: Any) -> Any:
+        policy.selection = other  # as another thread may
+        return honest(*arguments)
+
+    monkeypatch.setattr(module, "propose", interrupted)
+    found = policy.decide(rows)
+    assert torch.equal(found.scores, expected.scores) and policy.selection == other
+    policy.selection = one
+    told = policy.explain(rows[0].numpy())
+    assert told.selection == one and len(told.rows) == 16
+
+
+def test_a_policy_can_be_given_to_a_process_that_is_started_afresh(tmp_path: Path) -> None:
+    """On macOS, and from Python 3.14 on, no process is a copy of the one that starts it."""
+    tiny_policy(seed=5).save(tmp_path / "model.safetensors")
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing as mp
+            import numpy as np
+            from gem_policy import GEMPolicy
+
+            def work(policy, answers):
+                answers.put(policy.predict(np.zeros(3, np.float32))[0])
+
+            if __name__ == "__main__":
+                policy = GEMPolicy.load({str(tmp_path / "model.safetensors")!r}, device="cpu")
+                policy.predict(np.zeros(3, np.float32))  # the generator goes on from here
+                context = mp.get_context("spawn")
+                answers = context.Queue()
+                process = context.Process(target=work, args=(policy, answers))
+                process.start()
+                process.join(100)
+                assert process.exitcode == 0, process.exitcode
+                drawn = policy.predict(np.zeros(3, np.float32))[0]
+                assert (answers.get(timeout=10) == drawn).all()
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two shipped policies, as if this were the wheel."""
@@ -232,11 +309,11 @@ def test_an_unknown_name_gets_the_closest_one(shipped: Path) -> None:
 
 @pytest.mark.parametrize("path", ["some/where", "none.safetensors", "back\\slash"])
 def test_a_path_with_nothing_there_is_named(path: str) -> None:
-    with pytest.raises(CheckpointError, match="There is no file or folder"):
+    with pytest.raises(CheckpointError, match="There is no file or folder.*hf://org/repo"):
         GEMPolicy.load(path)
 
 
-@pytest.mark.parametrize("source", [None, 123, b"pointmaze-umaze"])
+@pytest.mark.parametrize("source", [None, 123, b"pointmaze-umaze", ""])
 def test_what_is_no_name_and_no_path_is_refused(source: Any) -> None:
     with pytest.raises(CheckpointError, match="loaded by a name or a path, got"):
         inspect.unwrap(resolve)(source)

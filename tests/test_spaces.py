@@ -115,3 +115,9 @@ def test_differences_of_mappings_name_their_key() -> None:
         "key 'extra' is not expected",
         "achieved_goal: expected shape (2,), got (5,)",
     ]
+
+
+def test_a_missing_entry_is_named_whatever_the_other_keys_are() -> None:
+    one = {"observation": np.zeros(3, np.float32), 1: 0}
+    with pytest.raises(SpaceError, match=r"has no entry .*; got \['1', 'observation'\]"):
+        ObservationReader(GOAL).read(one)

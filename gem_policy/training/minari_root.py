@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gem_policy.errors import DependencyError
+from gem_policy.errors import DatasetError, DependencyError
 
 _environment = threading.Lock()
 
@@ -18,6 +18,7 @@ def datasets_root() -> Path:
 
     Raises:
         DependencyError: if Minari is not installed.
+        DatasetError: if the folder is not there and cannot be made.
     """
     try:
         from minari.storage import get_dataset_path
@@ -25,7 +26,13 @@ def datasets_root() -> Path:
         raise DependencyError(
             "Datasets are read and written with Minari: pip install 'gem-policy[train]'."
         ) from error
-    return Path(get_dataset_path(""))
+    try:
+        return Path(get_dataset_path(""))
+    except OSError as error:
+        raise DatasetError(
+            f"The folder of all datasets cannot be made ({error}). Set MINARI_DATASETS_PATH to a "
+            "folder that can be written."
+        ) from error
 
 
 @contextmanager

@@ -169,3 +169,12 @@ def test_what_is_left_of_a_download_is_named(remote: type[FolderRemote], root: P
     next(data_folder(root, "test/far-v0").glob("*.hdf5")).unlink()
     with pytest.raises(DatasetError, match="Delete that folder and download"):
         load("test/far-v0", download=True)
+
+
+def test_a_folder_of_datasets_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "datasets"))
+    with pytest.raises(DatasetError, match="cannot be made.*Set MINARI_DATASETS_PATH"):
+        local_ids()
