@@ -327,7 +327,7 @@ class GEMPolicy(Predictor):
         """How actions are selected; assign a changed copy at any time, from any thread.
 
         Every decision is by the settings of one moment; of a batch that is decided row by row
-        (``row_by_row``), every row's.
+        (``row_by_row``), every row's. With `cuda_graph` one thread does both.
         """
         return self._chosen.selection
 
