@@ -18,6 +18,10 @@ from gem_policy.errors import ConfigError
 
 T = TypeVar("T")
 
+# Of the code of decisions: on a CPU what calls the kernels is made as C++ as well. Updates, whose
+# kernels take longer than their calls, gain nothing by it.
+ON_CPU = {"cpp_wrapper": True}
+
 
 def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]:
     """`torch.compile` for fixed shapes, which says what to do where it cannot.

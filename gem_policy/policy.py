@@ -23,7 +23,7 @@ from gem_policy import pretrained
 from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
-from gem_policy.compiled import Compiled
+from gem_policy.compiled import ON_CPU, Compiled
 from gem_policy.config import MAX_CANDIDATES, SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
 from gem_policy.cuda_graph import RecordedAct, is_current_cuda
@@ -278,7 +278,8 @@ class GEMPolicy(Predictor):
     @compiled.setter
     def compiled(self, wanted: bool) -> None:
         if wanted != self.compiled:
-            self._compiled = Compiled(self._deterministic) if wanted else None
+            options = ON_CPU if self.device.type == "cpu" else None
+            self._compiled = Compiled(self._deterministic, options=options) if wanted else None
             self.cuda_graph = self.cuda_graph  # what was recorded is another decision's
 
     def __getstate__(self) -> dict[str, Any]:

@@ -105,6 +105,15 @@ def test_a_copy_compiles_its_own_decisions(again: Any, calls: list[int]) -> None
     assert calls == [1, 1], "it was compiled already"
 
 
+def test_on_a_cpu_the_calls_of_the_kernels_are_compiled_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda work, **options: asked.append(options) or work)
+    tiny_policy().compiled = True
+    assert [options["options"] for options in asked] == [{"cpp_wrapper": True}]
+
+
 def test_a_python_that_torch_does_not_compile_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("torch.compile is not supported on this Python")

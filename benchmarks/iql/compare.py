@@ -4,10 +4,12 @@
 
 POLICY is a name, path or hf:// address. IQL is the ACTOR.npz that `train.py` wrote for the same
 dataset; or a number of updates, whose row is taken from a record of FILE of the same data and the
-same starts: its training is long, and another policy of ours does not change it. Rows: the behavior
-model (cloning; its mode, and a sample), IQL's mean action, the policy as shipped, and its actor
-without candidates. FILE (benchmarks/results/iql.json) gets a record for every IQL, and keeps those
-of other datasets, numbers of updates and labels.
+same seeds: its training is long, and another policy of ours does not change it. One that was played
+when only the first episode of an environment was seeded by itself has other starts in the others,
+drawn alike; the record says so (`iql_row_from`). Rows: the behavior model (cloning; its mode, and a
+sample), IQL's mean action, the policy as shipped, and its actor without candidates. FILE
+(benchmarks/results/iql.json) gets a record for every IQL, and keeps those of other datasets,
+numbers of updates and labels.
 """
 
 from __future__ import annotations
@@ -141,19 +143,21 @@ def normalized(document: dict[str, Any], low: float | None, high: float | None) 
 def played_before(
     path: Path, policy: GEMPolicy, updates: int, episodes: int, seed: int, envs: int
 ) -> dict[str, Any]:
-    """A record of IQL on the policy's data, from the same starts.
+    """A record of IQL on the policy's data, with the same seeds; rather of the same starts.
 
     Raises:
         ConfigError: There is none.
     """
     records = json.loads(path.read_text())["records"]
-    asked = (policy.provenance["dataset_id"], updates, episodes, seed, envs, STARTS)
-    keys = ("dataset_id", "updates", "episodes", "seed", "envs", "starts")
+    asked = (policy.provenance["dataset_id"], updates, episodes, seed, envs)
+    keys = ("dataset_id", "updates", "episodes", "seed", "envs")
     found = [r for r in records if tuple(r.get(k) for k in keys) == asked]
     if not found:
         raise ConfigError(f"{path} has no record of {dict(zip(keys, asked, strict=True))}.")
     split = policy.provenance["train"]["seed"]
-    record: dict[str, Any] = max(found, key=lambda r: bool(r["iql"]["split_seed"] == split))
+    record: dict[str, Any] = max(
+        found, key=lambda r: (r["iql"]["split_seed"] == split, r.get("starts") == STARTS)
+    )
     same_data(policy, record["iql"])
     return record
 
@@ -210,8 +214,10 @@ def row_of_iql(
             options.json, policy, int(source), options.episodes, options.seed, options.envs
         )
         row = next(r for r in before["rows"] if r["label"] == IQL)
-        kept = {k: before[k] for k in ("label", "machine", "batched")}
-        return row, {"iql": before["iql"], "iql_row_from": before.get("iql_row_from", kept)}
+        kept = {k: before.get(k) for k in ("label", "machine", "batched", "starts")}
+        # A row of before reports said how they seed has no starts.
+        origin = {"starts": None, **before.get("iql_row_from", kept)}
+        return row, {"iql": before["iql"], "iql_row_from": origin}
     actor, about = read_actor(Path(source), policy)
     same_data(policy, about)
     _, rows = played(policy, [Player(IQL, True, {}, lambda: actor)], options)
