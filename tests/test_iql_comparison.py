@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,38 @@ def test_a_row_of_iql_is_taken_from_a_record_of_the_same_starts(tmp_path: Path):
     other = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": {**train, "seed": 1}})
     with pytest.raises(ConfigError, match="split_seed"):
         compare.played_before(path, other, 5, 3, 7, 2)
-    compare.merge({**record, "starts": None, "seed": 9, "iql": about, "rows": []}, path)
-    with pytest.raises(ConfigError, match="no record"):
-        compare.played_before(path, policy, 5, 3, 9, 2)
+    earlier = {**record, "starts": None, "iql": about, "rows": []}
+    compare.merge({**earlier, "label": "a"}, path)
+    assert compare.played_before(path, policy, 5, 3, 7, 2)["label"] == "x", "of the same starts"
     compare.merge({**record, "iql": about, "rows": []}, path)
     compare.merge({**record, "label": "y", "iql": {**about, "split_seed": 1}, "rows": []}, path)
     found = [compare.played_before(path, either, 5, 3, 7, 2)["label"] for either in (policy, other)]
     assert found == ["x", "y"]
+
+
+@pytest.mark.parametrize("starts", [None, STARTS])
+def test_what_is_told_of_a_row_of_before_says_what_its_starts_were(tmp_path: Path, starts: Any):
+    about = {"dataset": "test/a-v0", "split_seed": 0, "holdout": 0.02, "terminal_reward": None}
+    record = {"dataset_id": "test/a-v0", "updates": 5, "episodes": 3, "seed": 7, "envs": 2}
+    record |= {"label": "x", "machine": {}, "batched": True, "iql": about}
+    row = {"label": compare.IQL}
+    if starts:
+        record["starts"] = starts  # reports of before have none
+    compare.merge({**record, "rows": [{"label": "GEM"}, row]}, tmp_path / "iql.json")
+    train = {"seed": 0, "holdout": 0.02, "terminal_reward": None}
+    policy = tiny_policy(provenance={"dataset_id": "test/a-v0", "train": train})
+    options = argparse.Namespace(json=tmp_path / "iql.json", episodes=3, seed=7, envs=2)
+    found, told = compare.row_of_iql("5", policy, options)
+    assert found == row
+    assert told["iql_row_from"] == {
+        "label": "x",
+        "machine": {},
+        "batched": True,
+        "starts": starts,
+    }
+    # Handed on once more, it is still the row of that record.
+    compare.merge({**record, **told, "label": "z", "starts": STARTS, "rows": [row]}, options.json)
+    assert compare.row_of_iql("5", policy, options)[1]["iql_row_from"]["label"] == "x"
 
 
 def test_records_of_other_runs_are_kept(tmp_path: Path):
