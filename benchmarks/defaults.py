@@ -156,6 +156,21 @@ def over_iql(groups: dict[str, list[dict[str, Any]]]) -> str:
     return "GEM less IQL, training by training:\n" + ";\n".join(told) + "." if told else ""
 
 
+def over_itself(groups: dict[str, list[dict[str, Any]]], label: str) -> str:
+    """GEM's return less that of its own row ``label``, start by start, of those that choose."""
+    told = []
+    for dataset, records in groups.items():
+        for seed, own in {r["iql"]["seed"]: r for r in records}.items():
+            gem, other = (row_of(own, name) for name in ("GEM", label))
+            if gem["settings"]["candidates"] == 1:
+                continue
+            returns = [row["episodes"]["return"] for row in (gem, other)]
+            mean, error = with_error(np.subtract(*np.array(returns)))
+            name = name_of(dataset) + (f", seed {seed}" if seed else "")
+            told.append(f"{name} {mean:+.0f} ± {error:.0f}")
+    return f"GEM less {label}, start by start:\n" + ";\n".join(told) + "." if told else ""
+
+
 def phases(updates: dict[str, int]) -> str:
     """Updates of GEM's four phases, the least and the most of them if they differ."""
     least, most = min(updates.values()), max(updates.values())
@@ -354,6 +369,8 @@ def bodies() -> tuple[str, str]:
         [
             markdown([head, *(line(r) for r in shown)]),
             over_iql(groups),
+            over_itself(groups, "actor mode"),
+            over_itself(groups, "cloning (behavior mode)"),
             f"{played}. The budget:",
             markdown([*means, *trainings]),
             counted,

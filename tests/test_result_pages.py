@@ -117,6 +117,21 @@ def test_what_gem_has_more_than_iql_is_told_of_several_trainings() -> None:
     assert defaults.over_iql({"gem/a/b-v0": own}).splitlines()[1:] == [expected]
 
 
+def test_what_gem_has_more_than_its_own_actor_is_told_start_by_start() -> None:
+    def played(seed: int, count: int, gem: list[float], actor: list[float]) -> dict[str, Any]:
+        rows = [row("GEM N", 0.0, candidates=count), row("actor mode", 0.0)]
+        for own, returns in zip(rows, (gem, actor), strict=True):
+            own["episodes"] = {"return": returns}
+        return {"iql": {"seed": seed}, "rows": rows}
+
+    chooses = played(0, 4, [1.0, 5.0], [0.0, 0.0])
+    other = played(3, 4, [0.0, 0.0], [2.0, 2.0])
+    groups = {"gem/a/b-v0": [chooses, chooses, other], "gem/c/d-v0": [played(0, 1, [9.0], [1.0])]}
+    told = defaults.over_itself(groups, "actor mode").splitlines()
+    assert told[1:] == ["a/b +3 ± 2;", "a/b, seed 3 -2 ± 0."], "once each, no clones"
+    assert defaults.over_itself({"gem/c/d-v0": groups["gem/c/d-v0"]}, "actor mode") == ""
+
+
 def test_only_trainings_with_all_of_todays_defaults_are_shown() -> None:
     chosen = asdict(SelectionConfig(candidates=7))
     alone = asdict(SelectionConfig(candidates=1, kappa=9.0))  # chooses nothing
