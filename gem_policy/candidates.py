@@ -84,7 +84,7 @@ def propose(
     if generator is None:
         means = min(count, components if all_modes else 1)
         uniform, normal = noise_table(count, means, size, device, dtype)
-        component = mixture.order()[..., :means]
+        component = mixture.heaviest() if means == 1 else mixture.order()[..., :means]
         if count > means:
             component = torch.cat((component, _components(mixture, uniform)), dim=-1)
     else:

@@ -18,9 +18,7 @@ from gem_policy.errors import ConfigError
 
 T = TypeVar("T")
 
-# Of the code of decisions: on a CPU what calls the kernels is made as C++ as well. Updates, whose
-# kernels take longer than their calls, gain nothing by it.
-ON_CPU = {"cpp_wrapper": True}
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]:
@@ -38,7 +36,7 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
     try:
         made: Callable[..., T] = torch.compile(own, dynamic=False, **options)
     except RuntimeError as error:  # this Python, or this system, is none that torch compiles for
-        raise _refusal(error) from error
+        raise refusal(error) from error
 
     def call(*arguments: Any) -> T:
         from torch._dynamo.exc import TorchDynamoException
@@ -46,12 +44,13 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
         try:
             return made(*arguments)
         except TorchDynamoException as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     return call
 
 
-def _refusal(error: Exception) -> ConfigError:
+def refusal(error: Exception) -> ConfigError:
+    """What to say where torch cannot compile."""
     reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
     return ConfigError(
         f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on a GPU. "
@@ -66,18 +65,18 @@ class Compiled(Generic[T]):
     without this.
 
     Args:
-        decide: What to compile; it neither enters nor leaves inference mode, whose tensors are
-            nothing for the compiler.
+        decide: What to compile: from observations and settings. It neither enters nor leaves
+            inference mode, whose tensors are nothing for the compiler.
         **options: Of `torch.compile`.
     """
 
-    def __init__(self, decide: Callable[[Tensor], T], **options: Any) -> None:
+    def __init__(self, decide: Callable[[Tensor, Any], T], **options: Any) -> None:
         # The draws are the same for all states: looked up once, and part of the code.
         # By its module's name: torch 2.4 puts what it found in the place of one of this module.
         torch.compiler.assume_constant_result(candidates.noise_table)  # type: ignore[no-untyped-call]
         self._decide = compile_strictly(decide, **options)
 
-    def __call__(self, observations: Float[Tensor, "*batch obs"]) -> T:
+    def __call__(self, observations: Float[Tensor, "*batch obs"], settings: Any) -> T:
         """The decision, to rounding.
 
         Raises:
@@ -85,4 +84,4 @@ class Compiled(Generic[T]):
         """
         with torch.inference_mode(False), torch.no_grad():
             given = observations.clone() if observations.is_inference() else observations
-            return self._decide(given)
+            return self._decide(given, settings)

@@ -87,7 +87,11 @@ class GaussianMixture:
         """Component indices by falling weight; equal weights keep their order."""
         return torch.argsort(self.logits, dim=-1, descending=True, stable=True)
 
+    def heaviest(self) -> Int[Tensor, "*batch 1"]:
+        """The first component of `order`."""
+        return self.logits.argmax(-1, keepdim=True)
+
     def mode(self) -> Float[Tensor, "*batch action"]:
         """Mean of the heaviest component: the action of a deterministic actor (our choice)."""
-        mean, _ = self.pick(self.order()[..., :1])
+        mean, _ = self.pick(self.heaviest())
         return mean.squeeze(-2)

@@ -7,7 +7,7 @@ members are one batched matrix product and one contiguous tensor in the checkpoi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -76,8 +76,13 @@ class MixturePolicy(nn.Module):
         self, layer: int, x: Float[Tensor, "*batch inputs"]
     ) -> Float[Tensor, "*batch outputs"]:
         """One layer's product, in the precision of its weights: training may lower it."""
-        weight = self.weights[layer]
-        return F.linear(x.to(weight.dtype), weight, self.biases[layer])
+        weight, bias = self.weights[layer], self.biases[layer]
+        x = x.to(weight.dtype)
+        if torch.compiler.is_compiling() and x.device.type == "cpu" and x[..., 0].numel() == 1:
+            # Of one row torch makes a loop of its own, in one with what comes before and after.
+            row: Tensor = (weight * x).sum(-1) + bias
+            return row.reshape(*x.shape[:-1], -1)
+        return F.linear(x, weight, bias)
 
     def mixture(self, head: Float[Tensor, "*batch outputs"]) -> GaussianMixture:
         """Read the last layer's outputs as logits, means and log standard deviations."""
@@ -128,19 +133,19 @@ class Ensemble(nn.Module):
         self.biases = nn.ParameterList(_uniform((members, 1, o), i, generator) for i, o in pairs)
 
     def after_first(
-        self, x: Float[Tensor, "members rows hidden"]
+        self, x: Float[Tensor, "members rows hidden"], member: int | None
     ) -> Float[Tensor, "members rows outputs"]:
         """Everything after the first linear map, whose output ``x`` is; it may be overwritten.
 
         Each layer in the precision of its weights: training may lower it.
         """
         for layer in range(1, len(self.weights)):
-            weight = self.weights[layer]
+            weight = own(self.weights[layer], member)
             x = x.to(weight.dtype)
             if self.layer_norm:
                 x = normalized(x)
             # In place: neither LayerNorm nor the product before needs its output to go backward.
-            x = affine(F.relu_(x), weight, self.biases[layer])
+            x = affine(F.relu_(x), weight, own(self.biases[layer], member))
         return x
 
     def of_actions(
@@ -154,15 +159,21 @@ class Ensemble(nn.Module):
         """
         *batch, count, width = actions.shape
         rows, split = math.prod(batch), self.state_size
-        weight, members = self.weights[0], self.members
-        state = waves(observations, self.frequencies).reshape(1, rows, split)
-        state = state.expand(members, rows, split)
-        state = affine(state, weight[:, :split], self.biases[0])
-        action = actions.reshape(1, rows * count, width).expand(members, rows * count, width)
-        x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, weight.shape[-1])
-        x = (x + state.unsqueeze(2)).reshape(members, rows * count, weight.shape[-1])
-        x = self.after_first(x)
-        return x.reshape(members, *batch, count, x.shape[-1])
+        states = waves(observations, self.frequencies).reshape(1, rows, split)
+        given = actions.reshape(1, rows * count, width)
+
+        def ask(member: int | None) -> Tensor:
+            weight = own(self.weights[0], member)
+            members, _, hidden = weight.shape
+            state = states.expand(members, rows, split)
+            state = affine(state, weight[:, :split], own(self.biases[0], member))
+            action = given.expand(members, rows * count, width)
+            x = torch.bmm(action, weight[:, split:]).reshape(members, rows, count, hidden)
+            x = (x + state.unsqueeze(2)).reshape(members, rows * count, hidden)
+            return self.after_first(x, member)
+
+        x = self._of_all(ask, actions)
+        return x.reshape(self.members, *batch, count, x.shape[-1])
 
     def of_pairs(
         self,
@@ -178,15 +189,43 @@ class Ensemble(nn.Module):
         """What every member gives for the same inputs, as its first layer sees them."""
         *batch, size = inputs.shape
         rows = inputs.reshape(1, math.prod(batch), size).expand(self.members, -1, -1)
-        x = self.after_first(affine(rows, self.weights[0], self.biases[0]))
+        x = self._of_rows(rows)
         return x.reshape(self.members, *batch, x.shape[-1])
 
     def of_own(
         self, observations: Float[Tensor, "members rows obs"]
     ) -> Float[Tensor, "members rows outputs"]:
         """What every member gives for observations of its own."""
-        inputs = waves(observations, self.frequencies)
-        return self.after_first(affine(inputs, self.weights[0], self.biases[0]))
+        return self._of_rows(waves(observations, self.frequencies))
+
+    def _of_rows(
+        self, inputs: Float[Tensor, "members rows inputs"]
+    ) -> Float[Tensor, "members rows outputs"]:
+        def ask(member: int | None) -> Tensor:
+            x = affine(
+                own(inputs, member), own(self.weights[0], member), own(self.biases[0], member)
+            )
+            return self.after_first(x, member)
+
+        return self._of_all(ask, inputs)
+
+    def _of_all(
+        self, ask: Callable[[int | None], Tensor], inputs: Tensor
+    ) -> Float[Tensor, "members rows outputs"]:
+        """What ``ask`` gives for all members at once (None), or for one after another.
+
+        Compiled for a CPU one after another is faster, because what a member's layers hand on stays
+        in the cache.
+        """
+        compiling = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if compiling and inputs.device.type == "cpu":
+            return torch.cat([ask(member) for member in range(self.members)])
+        return ask(None)
+
+
+def own(stacked: Float[Tensor, members * rest], member: int | None) -> Float[Tensor, some * rest]:
+    """One member's part, still stacked; None for all of them."""
+    return stacked if member is None else stacked[member : member + 1]
 
 
 LARGE = 2**22  # numbers, 16 MiB: beyond, new memory costs more than a slow product

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from gem_policy import checkpoint as files
 from gem_policy import pretrained
+from gem_policy.ahead_of_time import AheadOfTime, is_available
 from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
-from gem_policy.compiled import ON_CPU, Compiled
+from gem_policy.compiled import Compiled
 from gem_policy.config import MAX_CANDIDATES, SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
 from gem_policy.cuda_graph import RecordedAct, is_current_cuda
@@ -154,7 +155,7 @@ class GEMPolicy(Predictor):
         super().__init__(config.observation_space, config.action_space, device, seed)
         self.source: str | None = None
         self._recorded: RecordedAct | None = None
-        self._compiled: Compiled[Decision] | None = None
+        self._compiled: AheadOfTime[_Chosen] | Compiled[Decision] | None = None
         self.config: PolicyConfig = config
         self.provenance: Mapping[str, Any] = checkpoint.provenance
         # Copied, because tensors of a file may lie at addresses for which kernels round otherwise.
@@ -263,24 +264,31 @@ class GEMPolicy(Predictor):
 
     @property
     def compiled(self) -> bool:
-        """Whether deterministic decisions are those of code that `torch.compile` makes of them.
+        """Whether deterministic decisions are those of code that torch's compiler makes of them.
 
         It is made when a shape or selection settings are first met, which takes seconds to minutes,
-        and needs a C++ compiler (on a CPU) or Triton (on a GPU). Torch keeps eight of them, and
-        whatever comes after runs as without. Actions are the same to rounding. With `cuda_graph`
-        the graph is that of the compiled decision. On a CPU that others use too, leave it one
-        thread (`torch.set_num_threads`): its loops wait for their slowest part. A copy makes its
-        own. Off unless asked for; `predict`, with more than one candidate, and `decide`, without a
-        count, obey it, and raise a `ConfigError` where torch cannot compile.
+        and needs a C++ compiler (on a CPU) or Triton (on a GPU). Eight are kept, and whatever comes
+        after runs as without. Actions are the same to rounding. A policy's weights must not be
+        replaced while it is on. On a CPU, with torch 2.6 and later, code that was made once is
+        found again by later processes, in the folder that torch keeps such things in
+        (TORCHINDUCTOR_CACHE_DIR); otherwise it is `torch.compile`'s, with `cuda_graph` that of the
+        graph. On a CPU that others use too, leave it one thread (`torch.set_num_threads`): its
+        loops wait for their slowest part. A copy makes its own. Off unless asked for; `predict`,
+        with more than one candidate, and `decide`, without a count, obey it, and raise a
+        `ConfigError` where torch cannot compile.
         """
         return self._compiled is not None
 
     @compiled.setter
     def compiled(self, wanted: bool) -> None:
         if wanted != self.compiled:
-            options = ON_CPU if self.device.type == "cpu" else None
-            self._compiled = Compiled(self._deterministic, options=options) if wanted else None
+            self._compiled = self._compile() if wanted else None
             self.cuda_graph = self.cuda_graph  # what was recorded is another decision's
+
+    def _compile(self) -> AheadOfTime[_Chosen] | Compiled[Decision]:
+        if self.device.type == "cpu" and is_available():
+            return AheadOfTime(self._deterministic, (self.actor, self.behavior, self.critics))
+        return Compiled(self._deterministic)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: what was recorded and compiled is of this very policy."""
@@ -293,13 +301,16 @@ class GEMPolicy(Predictor):
         super().__setstate__(state)
         self.compiled, self.cuda_graph = compiled, cuda_graph
 
-    def _deterministic(self, observations: Float[Tensor, "*batch obs"]) -> Decision:
-        return self._decide(observations, None, None, self._chosen)
+    def _deterministic(
+        self, observations: Float[Tensor, "*batch obs"], chosen: _Chosen
+    ) -> Decision:
+        return self._decide(observations, None, None, chosen)
 
     def _best(self, rows: Float[Tensor, "batch obs"]) -> Float[Tensor, "batch action"]:
-        if self._compiled is None or self.selection.candidates == 1:
+        chosen = self._chosen
+        if self._compiled is None or chosen.selection.candidates == 1:
             return self.act(rows, None)
-        return self._compiled(rows).action
+        return self._compiled(rows, chosen).action
 
     def _answer(
         self, rows: Float[Tensor, "batch obs"], deterministic: bool
@@ -405,7 +416,7 @@ class GEMPolicy(Predictor):
         self._check_rows(observations, "decide")
         with full_precision(self.device):
             if generator is None and count is None and self._compiled is not None:
-                return self._compiled(observations)
+                return self._compiled(observations, self._chosen)
             return self._decide(observations, generator, count, self._chosen)
 
     def _decide(

@@ -1,4 +1,7 @@
-"""Compiled decisions: the same as ordinary ones, in one piece, and refused in words."""
+"""Compiled decisions: the same as ordinary ones, in one piece, and refused in words.
+
+Those of `torch.compile`, for GPUs and for older torch; for others see test_ahead_of_time.py.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,7 @@ def test_nothing_is_compiled_unless_asked_for() -> None:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often each function that torch was asked to compile is called; all are left as is."""
+    monkeypatch.setattr("gem_policy.policy.is_available", lambda: False)
     counts: list[int] = []
 
     def leave(work: Callable[..., Any], **_: Any) -> Callable[..., Any]:
@@ -105,19 +109,11 @@ def test_a_copy_compiles_its_own_decisions(again: Any, calls: list[int]) -> None
     assert calls == [1, 1], "it was compiled already"
 
 
-def test_on_a_cpu_the_calls_of_the_kernels_are_compiled_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch, "compile", lambda work, **options: asked.append(options) or work)
-    tiny_policy().compiled = True
-    assert [options["options"] for options in asked] == [{"cpp_wrapper": True}]
-
-
 def test_a_python_that_torch_does_not_compile_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("torch.compile is not supported on this Python")
 
+    monkeypatch.setattr("gem_policy.policy.is_available", lambda: False)
     monkeypatch.setattr(torch, "compile", refuse)
     with pytest.raises(ConfigError, match="not supported on this Python.*leave out `compiled`"):
         tiny_policy().compiled = True
@@ -127,6 +123,6 @@ def test_what_torch_cannot_compile_is_told() -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("there is no compiler here")
 
-    decide = Compiled(torch.sin, backend=broken)
+    decide = Compiled(lambda rows, _: rows.sin(), backend=broken)
     with pytest.raises(ConfigError, match="no compiler here.*leave out `compiled`"):
-        decide(torch.ones(3))
+        decide(torch.ones(3), None)

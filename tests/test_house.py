@@ -35,6 +35,7 @@ LEVELS = {
     "predictor": 2,
     "scoring": 2,
     "selection": 2,
+    "ahead_of_time": 3,
     "assessment": 3,
     "checkpoint": 3,
     "compiled": 3,

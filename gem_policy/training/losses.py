@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gem_policy.compiled import TORCH
 from gem_policy.mixture import HALF_LOG_TWO_PI, GaussianMixture
 
 
@@ -158,9 +159,6 @@ def _responsibilities(
         responsibility = responsibility.clamp(min=floor)
         responsibility = responsibility / responsibility.sum(-1, keepdim=True)
     return responsibility
-
-
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 class _GuidedEM(torch.autograd.Function):
