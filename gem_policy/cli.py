@@ -72,7 +72,7 @@ def list_policies(as_json: Json = False) -> None:
 def info(name: str, as_json: Json = False) -> None:
     """What a policy is: data, training, settings, measured returns."""
     from gem_policy import checkpoint
-    from gem_policy.policy import resolve
+    from gem_policy.names import resolve
 
     document = checkpoint.to_document(checkpoint.load(resolve(name)))
     if as_json:
@@ -383,7 +383,7 @@ def train(
 ) -> None:
     """Train a policy on a Minari dataset; run the same command again to resume it."""
     from gem_policy.config import require_count
-    from gem_policy.policy import choose_device
+    from gem_policy.devices import choose_device
     from gem_policy.training.dataset import load
     from gem_policy.training.run import (
         curves,

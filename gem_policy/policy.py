@@ -7,8 +7,6 @@ model, take the best.
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gem_policy import checkpoint as files
-from gem_policy import pretrained
 from gem_policy.ahead_of_time import AheadOfTime, is_available
 from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
@@ -28,89 +25,16 @@ from gem_policy.compiled import Compiled
 from gem_policy.config import MAX_CANDIDATES, SelectionConfig, require_count
 from gem_policy.critics import Critics, build_critics
 from gem_policy.cuda_graph import RecordedAct, is_current_cuda
-from gem_policy.errors import CheckpointError, ConfigError, GEMWarning, SpaceError
+from gem_policy.devices import choose_device
+from gem_policy.errors import ConfigError, SpaceError
 from gem_policy.explanation import Explanation
-from gem_policy.hub import download
 from gem_policy.mixture import GaussianMixture
+from gem_policy.names import resolve
 from gem_policy.networks import build_actor, build_behavior
 from gem_policy.normalize import ActionScaler, ObservationNormalizer
 from gem_policy.predictor import Predictor, full_precision, refuse_overflow
 from gem_policy.scoring import ScoringRule, rule_of
 from gem_policy.selection import Decision, select, usable_scores
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU; anything else is taken at its word.
-
-    Raises:
-        ConfigError: CUDA was asked for and is absent, or there is no such device.
-    """
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-        torch.Generator(device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch's goes on for a screen
-        raise ConfigError(
-            f"Device {str(device)!r} cannot be used here ({reason}). Use device='auto' or 'cpu'; "
-            "for CUDA, install a torch build with CUDA and check torch.cuda.is_available()."
-        ) from error
-    return chosen
-
-
-def resolve(source: str | Path) -> Path:
-    """The local file or folder behind a shipped name, a path, or ``hf://org/repo``.
-
-    Raises:
-        CheckpointError: It is none of them; the message has the closest name.
-    """
-    if not isinstance(source, str | Path):
-        raise CheckpointError(
-            f"A policy is loaded by a name or a path, got {type(source).__name__}. "
-            "`gem-policy list` shows the names."
-        )
-    text = str(source)
-    if not text:
-        raise CheckpointError(
-            "A policy is loaded by a name or a path, got an empty one; '.' is the current folder. "
-            "`gem-policy list` shows the names."
-        )
-    if text.startswith("hf://"):
-        return download(text)
-    if text in pretrained.names():
-        shipped = pretrained.path(text)
-        if _exists(Path(text)) and not shipped.samefile(text):
-            warnings.warn(
-                f"{text!r} is the shipped policy. For the file or folder of that name write "
-                f"'./{text}'.",
-                GEMWarning,
-                stacklevel=3,
-            )
-        return shipped
-    if _exists(Path(source)):
-        return Path(source)
-    if text.endswith(".safetensors") or "/" in text or "\\" in text:
-        raise CheckpointError(
-            f"There is no file or folder {text!r}. A hub repository is written hf://org/repo, as a "
-            "string; a home folder is written out."
-        )
-    names = pretrained.names()
-    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise CheckpointError(
-        f"There is no shipped policy {text!r}, and no such file or folder. {hint}"
-        f"Shipped are {list(names)}; a hub repository is written hf://org/repo."
-    )
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is something; nothing is where no path can lead."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or holds a null byte
-        return False
 
 
 def _refuse_complex(numbers: Tensor, caller: str) -> None:

@@ -52,3 +52,18 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of datasets for one test alone, where Minari reads and writes."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two shipped policies, as if this were the wheel: the folder that they lie in."""
+    from fakes import tiny_checkpoint
+
+    from gem_policy import pretrained
+    from gem_policy.checkpoint import save_folder
+
+    for seed, name in enumerate(("maze-small", "maze-large")):
+        save_folder(tiny_checkpoint(seed=seed), tmp_path / name)
+    monkeypatch.setattr(pretrained, "names", lambda: ("maze-large", "maze-small"))
+    monkeypatch.setattr(pretrained, "path", lambda name: tmp_path / name)
+    return tmp_path

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from strategies import seeds, selections
 
 from gem_policy import policy as module
-from gem_policy import pretrained
-from gem_policy.checkpoint import WEIGHTS_FILE, Checkpoint, save_folder
+from gem_policy.checkpoint import WEIGHTS_FILE, Checkpoint
 from gem_policy.config import SelectionConfig
-from gem_policy.errors import CheckpointError, ConfigError, GEMWarning, SpaceError
+from gem_policy.errors import ConfigError, SpaceError
 from gem_policy.mixture_predictor import MixturePredictor
-from gem_policy.policy import GEMPolicy, choose_device, resolve
+from gem_policy.policy import GEMPolicy
 
 POLICY = tiny_policy()
 SHAPES = st.sampled_from([(), (3,), (3, 2), (0,)])
@@ -270,16 +269,6 @@ def test_a_policy_can_be_given_to_a_process_that_is_started_afresh(tmp_path: Pat
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two shipped policies, as if this were the wheel."""
-    for seed, name in enumerate(("maze-small", "maze-large")):
-        save_folder(tiny_checkpoint(seed=seed), tmp_path / name)
-    monkeypatch.setattr(pretrained, "names", lambda: ("maze-large", "maze-small"))
-    monkeypatch.setattr(pretrained, "path", lambda name: tmp_path / name)
-    return tmp_path
-
-
 def test_a_policy_is_found_by_name_file_and_folder(shipped: Path) -> None:
     batch = sample(BOX, np.random.default_rng(0), (3,))
     folder = shipped / "maze-large"
@@ -300,69 +289,12 @@ def test_settings_given_to_load_are_in_force_and_the_others_kept(shipped: Path) 
         GEMPolicy.load("maze-small", device="cpu", kappa=-1)
 
 
-def test_an_unknown_name_gets_the_closest_one(shipped: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"Did you mean 'maze-large'\? Shipped are \['maze-l"):
-        GEMPolicy.load("maze-larg")
-    with pytest.raises(CheckpointError, match=r"no shipped policy 'zzz'.*folder. Shipped are"):
-        GEMPolicy.load("zzz")
-
-
-@pytest.mark.parametrize("path", ["some/where", "none.safetensors", "back\\slash"])
-def test_a_path_with_nothing_there_is_named(path: str) -> None:
-    with pytest.raises(CheckpointError, match="There is no file or folder.*hf://org/repo"):
-        GEMPolicy.load(path)
-
-
-@pytest.mark.parametrize("source", [None, 123, b"pointmaze-umaze", ""])
-def test_what_is_no_name_and_no_path_is_refused(source: Any) -> None:
-    with pytest.raises(CheckpointError, match="loaded by a name or a path, got"):
-        inspect.unwrap(resolve)(source)
-
-
-@pytest.mark.parametrize("source", ["x" * 300, "x\x00y"])
-def test_a_name_that_no_file_can_have_is_nothing(source: str) -> None:
-    with pytest.raises(CheckpointError, match="There is no"):
-        GEMPolicy.load(source)
-
-
-def test_a_folder_of_a_shipped_name_is_not_taken_in_silence(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(shipped)  # the shipped one itself lies here
-    assert resolve("maze-small") == shipped / "maze-small"
-    (tmp_path / "mine" / "maze-small").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "mine")
-    with pytest.warns(GEMWarning, match="write './maze-small'"):
-        assert resolve("maze-small") == shipped / "maze-small"
-    assert resolve("./maze-small") == Path("./maze-small")
-
-
-@pytest.mark.parametrize("device", ["meta", None, 3.5])
-def test_a_device_that_computes_nothing_is_refused(device: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"Device '{device}' cannot be used here"):
-        inspect.unwrap(choose_device)(device)
-
-
 def test_a_policy_loaded_while_deciding_has_gradients_later(shipped: Path) -> None:
     with torch.inference_mode():
         policy = GEMPolicy.load("maze-small", device="cpu")
     x = torch.randn(2, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(policy.mixture(x).mean.sum(), x)
     assert slope.abs().sum() > 0
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", "nonsense", "mps"])
-def test_a_device_that_is_absent_is_said_to_be(device: str) -> None:
-    if device.startswith("cuda") and torch.cuda.is_available():
-        pytest.skip("there is one here")
-    with pytest.raises(ConfigError, match=rf"Device '{device}' cannot be used here.*device='auto'"):
-        choose_device(device)
-
-
-def test_automatic_choice_of_the_device() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert choose_device("auto").type == expected
-    assert choose_device(torch.device("cpu")).type == "cpu"
 
 
 def test_a_policy_says_in_one_line_what_it_is() -> None:

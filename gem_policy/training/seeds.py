@@ -17,8 +17,8 @@ import torch
 
 from gem_policy import checkpoint as files
 from gem_policy.config import NetworkConfig, SelectionConfig, require_count
+from gem_policy.devices import choose_device
 from gem_policy.errors import TrainingError
-from gem_policy.policy import choose_device
 from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge_both
 from gem_policy.training.config import TrainConfig

@@ -28,8 +28,8 @@ from gem_policy.config import (
     require,
     require_count,
 )
+from gem_policy.devices import choose_device
 from gem_policy.errors import TrainingError
-from gem_policy.policy import choose_device
 from gem_policy.spaces import observation_size
 from gem_policy.training import life_signs
 from gem_policy.training.advantages import judge_both
