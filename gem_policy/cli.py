@@ -195,6 +195,13 @@ def evaluate(
         bool,
         typer.Option(help="Decide for all environments at once: faster, the same up to rounding."),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            help="Have torch's compiler make the code of decisions, for each row anew: faster, the "
+            "same up to rounding."
+        ),
+    ] = False,
     device: Device = "auto",
     import_: Imports = None,
 ) -> None:
@@ -228,6 +235,7 @@ def evaluate(
     for acting in (policy, *others.values()):
         # The same decision for the same number of environments, some thousand times.
         acting.cuda_graph = is_current_cuda(acting.device)
+        acting.compiled = compiled
     select_as_asked(policy, name, parse_settings(set_ or []))
     before = read_document(json_file) if append and json_file is not None else None
     rows: list[ReportRow] = []
@@ -249,8 +257,12 @@ def evaluate(
         task = bar.add_task("evaluating", total=len(plan) * episodes)
         for player in plan:
             bar.update(task, description=player.label)
+            predictor = player.enter()
+            if isinstance(predictor, GEMPolicy):
+                predictor.compiled = False  # only so many are kept, and none is needed again
+                predictor.compiled = compiled
             records = rollout(
-                player.enter(),
+                predictor,
                 env_maker(policy),
                 episodes=episodes,
                 envs=envs,

@@ -20,7 +20,16 @@ from gem_policy.predictor import Predictor
 # How the episodes of a report start; reports of before have nothing there, and other starts.
 STARTS = "the k-th episode of environment i from seed + i + k * envs"
 # What rows of one report share; a report of before may know less of the policy.
-PLAYED = ("dataset_id", "environment", "episodes", "seed", "envs", "starts", "batched")
+PLAYED = (
+    "dataset_id",
+    "environment",
+    "episodes",
+    "seed",
+    "envs",
+    "starts",
+    "batched",
+    "compiled",
+)
 POLICY = ("train", "network", "gain_unit")
 
 
@@ -122,6 +131,7 @@ def report_document(
         "envs": envs,
         "starts": STARTS,
         "batched": batched,
+        "compiled": policy.compiled,
         "cuda_graph": policy.cuda_graph,
         "interval": {"method": "percentile bootstrap", "level": CONFIDENCE, "resamples": RESAMPLES},
         "machine": machine(),

@@ -123,6 +123,35 @@ def test_evaluate_plays_every_row_and_writes_every_episode(
     assert document["environment"]["id"] == ENV
 
 
+def test_evaluate_compiles_the_decisions_of_every_row_if_asked(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def compile_(self: GEMPolicy) -> Any:
+        """In place of torch's compiler, the ordinary decision."""
+        made.append(0)
+        number = len(made) - 1
+
+        def decide(rows: Any, chosen: Any) -> Any:
+            made[number] += 1
+            return self._deterministic(rows, chosen)
+
+        return decide
+
+    monkeypatch.setattr(GEMPolicy, "_compile", compile_)
+    plain, out = tmp_path / "plain.json", tmp_path / "compiled.json"
+    short = ("evaluate", "pole", "--episodes", 2, "--candidates", "1,4,6", "--json")
+    assert call(monkeypatch, *short, plain) == 0
+    assert made == []
+    assert call(monkeypatch, *short, out, "--compiled") == 0
+    assert len(made) == 4 and made[:2] == [0, 0] and min(made[2:]) > 12, "each row has its own"
+    found, expected = (json.loads(path.read_text()) for path in (out, plain))
+    assert found["compiled"] is True and expected["compiled"] is False
+    assert [r["episodes"] for r in found["rows"]] == [r["episodes"] for r in expected["rows"]]
+    assert call(monkeypatch, *short, out, "--append") == 2, "rows of another rounding"
+
+
 @pytest.mark.parametrize("command", ["evaluate", "estimate"])
 @pytest.mark.parametrize("where", ["", "file/report.json", "/proc/nowhere/report.json"])
 def test_what_cannot_be_written_is_told_before_the_work(
