@@ -178,14 +178,6 @@ MUTANTS = [
            "test_mixture:test_samples_of_each_dimension_are_independent_within_a_component"),
     Mutant("mode of the lightest", "mixture:GaussianMixture.heaviest", "argmax", "argmin",
            "test_mixture:test_the_mode_is_the_mean_of_the_heaviest_component"),
-    # -- ahead_of_time
-    Mutant("library of other settings", "ahead_of_time:AheadOfTime.__call__",
-           "key = (rows.shape, torch.get_num_threads(), settings)",
-           "key = (rows.shape, torch.get_num_threads())",
-           "test_ahead_of_time:test_one_is_made_for_every_shape_settings_and_number_of_threads"),
-    Mutant("library of other threads", "ahead_of_time:digest",
-           "str(torch.get_num_threads())", '"1"',
-           "test_ahead_of_time:test_a_program_is_known_by_its_weights_settings_and_threads"),
     # -- losses
     Mutant("expectile mirrored", "training.losses:expectile_loss", "1 - expectile, expectile",
            "expectile, 1 - expectile",
