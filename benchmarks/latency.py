@@ -3,8 +3,9 @@
     python benchmarks/latency.py [--json FILE]
 
 Networks have random weights: time does not depend on them. Calls alternate, so that whatever else
-the machine does falls on both alike; the matrix rate is measured in the same run. Compiled code is
-made anew, in a folder of its own, and the first call is timed with and without what is found there.
+the machine does falls on both alike; the matrix rate is measured in the same run. Libraries are
+made anew, in a folder of their own, and the first call is timed with one that is made and with one
+that is found there.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def alternate(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, di
 
 
 def first_calls(policy: GEMPolicy, observation: Any) -> dict[str, float]:
-    """Seconds of a compiled policy's first decision: its code made, and found by a copy."""
+    """Seconds of a compiled policy's first decision: its library made, and found by a copy."""
     seconds = {}
     for name, asked in (("made", policy), ("found", copy.deepcopy(policy))):
         start = time.perf_counter()
@@ -118,7 +119,7 @@ def multiplications(members: int, count: int) -> int:
 def main() -> None:
     """Measure, print a table, write JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        os.environ["GEM_POLICY_CACHE"] = folder
         measure()
 
 

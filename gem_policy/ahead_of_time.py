@@ -1,26 +1,31 @@
-"""Decisions on a CPU as machine code of their own, which needs none of torch's Python to be called.
+"""Decisions on a CPU as libraries of their own, which need none of torch's Python to be called.
 
 What `torch.compile` makes is found by Python that takes as long as a third of a decision does
-(DESIGN). AOTInductor makes the same code as a library with the weights in it.
+(DESIGN). A library is made by another process (`gem_policy.library`), because tracing changes what
+is the whole process's, and is kept for later ones.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
+import os
+import subprocess
+import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from gem_policy.candidates import CandidateSet
-from gem_policy.compiled import TORCH, refusal
+from gem_policy.checkpoint import Checkpoint, to_bytes, write_atomically
+from gem_policy.compiled import TORCH
+from gem_policy.errors import CheckpointError, ConfigError
 from gem_policy.selection import Decision
 
 KEPT = 8  # libraries of a policy, as many as torch keeps of what it compiles
@@ -34,121 +39,153 @@ def is_available() -> bool:
 
 
 class AheadOfTime(Generic[Settings]):
-    """A deterministic decision, made machine code for every shape and settings that it meets.
+    """A deterministic decision, by a library for every shape and settings that it meets.
 
-    Up to `KEPT` of them; what it meets beyond runs as it would without this. Code that was made
-    once is found again by later processes, in the folder of torch's own (TORCHINDUCTOR_CACHE_DIR).
-    From any thread.
+    Up to `KEPT` of them; what it meets beyond runs as it would without this. From any thread.
 
     Args:
-        decide: What to compile: from observations and settings.
-        networks: With which it does. Their weights are those of when a pair is first met.
-        build: Makes code of an exported program; None for `machine_code`.
+        decide: The decision, from observations and settings.
+        library: What does the same for observations of one shape (float32, in order).
     """
 
     def __init__(
         self,
         decide: Callable[[Tensor, Settings], Decision],
-        networks: Sequence[nn.Module],
-        build: Callable[[torch.export.ExportedProgram], Run] | None = None,
+        library: Callable[[torch.Size, Settings], Run],
     ) -> None:
-        self._decide = decide
-        self._networks = networks
-        self._build = build
+        self._decide, self._library = decide, library
         self._made: dict[Hashable, Run] = {}
         self._making = threading.Lock()
+        self._refused = ""
 
     def __call__(self, observations: Float[Tensor, "*batch obs"], settings: Settings) -> Decision:
         """The decision, to rounding.
 
         Raises:
-            ConfigError: Torch cannot compile here.
+            ConfigError: No library can be made here; from the second time on without trying.
         """
         # The code takes what it was made for as given: type, order in memory, number of threads.
         rows = observations.to("cpu", torch.float32).contiguous()
         key = (rows.shape, torch.get_num_threads(), settings)
         run = self._made.get(key)
-        if run is None:
-            with self._making:
-                run = self._made.get(key)
-                if run is None:
-                    if len(self._made) == KEPT or rows.numel() == 0:
-                        return self._decide(observations, settings)
-                    run = self._made[key] = self._make(rows.shape, settings)
-        return decision_of(run([rows]))
+        if run is None and rows.numel() > 0:
+            run = self._find(key, rows.shape, settings)
+        return self._decide(observations, settings) if run is None else decision_of(run([rows]))
 
-    def _make(self, shape: torch.Size, settings: Settings) -> Run:
-        try:
-            # Tensors of inference mode are nothing for tracing and compiler.
-            with torch.inference_mode(False), torch.no_grad():
-                program = exported(self._decide, self._networks, shape, settings)
-                return (self._build or machine_code)(program)
-        except (RuntimeError, OSError) as error:
-            raise refusal(error) from error
-
-
-class _Traced(nn.Module):
-    """A decision in the form that torch exports: a module, from tensor to tensors."""
-
-    def __init__(self, decide: Callable[[Tensor], Decision], networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self._decide, self._networks = decide, nn.ModuleList(networks)
-
-    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return tensors_of(self._decide(rows))
+    def _find(self, key: Hashable, shape: torch.Size, settings: Settings) -> Run | None:
+        """The library for a key; None where there is no room for it."""
+        with self._making:
+            if key not in self._made and len(self._made) < KEPT:
+                if self._refused:
+                    raise ConfigError(self._refused)
+                try:
+                    self._made[key] = self._library(shape, settings)
+                except ConfigError as error:
+                    self._refused = str(error)
+                    raise
+            return self._made.get(key)
 
 
-def exported(
-    decide: Callable[[Tensor, Settings], Decision],
-    networks: Sequence[nn.Module],
-    shape: torch.Size,
-    settings: Settings,
-) -> torch.export.ExportedProgram:
-    """The decision's operations for observations of one shape, and its weights."""
-    rows = torch.zeros(shape)
-    # Draws and the like are made by the first call, and found by the one that is traced.
-    decide(rows, settings)
-    module = _Traced(lambda given: decide(given, settings), networks)
-    return torch.export.export(module, (rows,), strict=False)
+def library_of(checkpoint: Checkpoint, shape: torch.Size) -> Run:
+    """The library of a policy's decisions for observations of one shape: found, or made.
 
+    Its numbers are those of the checkpoint, and its own.
 
-def machine_code(program: torch.export.ExportedProgram) -> Run:
-    """A library of the program, or the one that was made of the same program before."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / "gem_policy"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{digest(program)}.pt2"
-    if path.exists():
-        try:
-            return _load(path)
-        except RuntimeError:  # damaged: made again
-            path.unlink(missing_ok=True)
-    # Written beside its place: another process must find all of it or nothing.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        package = Path(scratch, path.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, of what is in torch
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-        package.replace(path)
-    return _load(path)
-
-
-def digest(program: torch.export.ExportedProgram) -> str:
-    """What tells this program, on this machine, from all others: weights, torch and threads."""
-    written = io.BytesIO()
-    torch.export.save(program, written)
-    machine = (
-        torch.__version__,
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch.get_num_threads()),
-    )
-    return hashlib.sha256(written.getvalue() + "\n".join(machine).encode()).hexdigest()
-
-
-def _load(path: Path) -> Run:
-    run: Run = torch._inductor.aoti_load_package(str(path)).loader.run
+    Raises:
+        ConfigError: It cannot be made, kept or loaded.
+    """
+    content = to_bytes(checkpoint)
+    try:
+        folder = libraries()
+        folder.mkdir(parents=True, exist_ok=True)
+        name = digest(content, shape)
+        path = kept(folder, name)
+        if path is None:
+            library = made_elsewhere(content, shape, folder)
+            path = folder / f"{name}-{_hash(library)}.so"
+            write_atomically(path, library)
+        run: Run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+    except (OSError, RuntimeError, CheckpointError) as error:
+        raise _refusal(str(error)) from error
     return run
+
+
+def libraries() -> Path:
+    """Where libraries are kept: GEM_POLICY_CACHE, or a folder where caches are for this user."""
+    given = os.environ.get("GEM_POLICY_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(caches, "gem_policy")
+
+
+def kept(folder: Path, name: str) -> Path | None:
+    """The library of that name, if it is there and whole."""
+    for path in folder.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{_hash(path.read_bytes())}":
+            return path
+    return None
+
+
+def digest(content: bytes, shape: torch.Size) -> str:
+    """What tells a library from all others: the policy, this package, torch and the processor."""
+    told = (tuple(shape), torch.get_num_threads(), torch.__version__, sys.platform, _processor())
+    return _hash(content + _sources() + repr(told).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+@functools.cache
+def _sources() -> bytes:
+    """The package's own code, of which a decision's is a part."""
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+
+
+@functools.cache
+def _processor() -> str:
+    """What this processor can do: code is made for no other."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = [line for line in lines if line.startswith(("flags", "Features"))]
+    return "".join(told[:1]) or torch.backends.cpu.get_cpu_capability()
+
+
+def made_elsewhere(content: bytes, shape: torch.Size, folder: Path) -> bytes:
+    """The library that another process makes of a checkpoint; what that needs is gone afterwards.
+
+    Raises:
+        ConfigError: It could not make one.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        given, made = Path(scratch, "policy.safetensors"), Path(scratch, "library.so")
+        given.write_bytes(content)
+        told = map(str, (given, made, torch.get_num_threads(), *shape))
+        done = subprocess.run(
+            [sys.executable, "-m", "gem_policy.library", *told],
+            capture_output=True,
+            text=True,
+            cwd=scratch,  # Python imports from where it runs
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+                "TORCHINDUCTOR_CACHE_DIR": scratch,
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+        )
+        if done.returncode != 0 or not made.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise _refusal(lines[-1].strip() if lines else f"exit status {done.returncode}")
+        return made.read_bytes()
+
+
+def _refusal(reason: str) -> ConfigError:
+    return ConfigError(
+        f"No library of the decisions can be made ({reason}). That needs a C++ compiler, and a "
+        f"folder to write in, {libraries()} unless GEM_POLICY_CACHE names another. See to that, "
+        "or leave out `compiled`."
+    )
 
 
 def tensors_of(decision: Decision) -> tuple[Tensor, ...]:

@@ -212,10 +212,10 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: The tensors do not fit the config, the provenance is no JSON, or the file
             cannot be written.
     """
-    write_atomically(path, _to_bytes(checkpoint))
+    write_atomically(path, to_bytes(checkpoint))
 
 
-def _to_bytes(checkpoint: Checkpoint) -> bytes:
+def to_bytes(checkpoint: Checkpoint) -> bytes:
     """The content of the file."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     check_tensors(checkpoint.config, tensors, "The policy to save")
@@ -247,7 +247,7 @@ def save_folder(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         CheckpointError: As by `save`.
     """
-    content, text = _to_bytes(checkpoint), _to_text(checkpoint, indent=1)
+    content, text = to_bytes(checkpoint), _to_text(checkpoint, indent=1)
     config = folder / CONFIG_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)

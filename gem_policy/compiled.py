@@ -36,7 +36,7 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
     try:
         made: Callable[..., T] = torch.compile(own, dynamic=False, **options)
     except RuntimeError as error:  # this Python, or this system, is none that torch compiles for
-        raise refusal(error) from error
+        raise _refusal(error) from error
 
     def call(*arguments: Any) -> T:
         from torch._dynamo.exc import TorchDynamoException
@@ -44,13 +44,12 @@ def compile_strictly(work: Callable[..., T], **options: Any) -> Callable[..., T]
         try:
             return made(*arguments)
         except TorchDynamoException as error:
-            raise refusal(error) from error
+            raise _refusal(error) from error
 
     return call
 
 
-def refusal(error: Exception) -> ConfigError:
-    """What to say where torch cannot compile."""
+def _refusal(error: Exception) -> ConfigError:
     reason = " ".join(str(error).split("\n")[:2])  # torch's goes on for a screen
     return ConfigError(
         f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on a GPU. "

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gem_policy import checkpoint as files
-from gem_policy.ahead_of_time import AheadOfTime, is_available
+from gem_policy.ahead_of_time import AheadOfTime, Run, is_available, library_of
 from gem_policy.assessment import Assessment
 from gem_policy.candidates import CandidateSet, propose
 from gem_policy.checkpoint import Checkpoint, PolicyConfig
@@ -192,14 +192,16 @@ class GEMPolicy(Predictor):
 
         It is made when a shape or selection settings are first met, which takes seconds to minutes,
         and needs a C++ compiler (on a CPU) or Triton (on a GPU). Eight are kept, and whatever comes
-        after runs as without. Actions are the same to rounding. A policy's weights must not be
-        replaced while it is on. On a CPU, with torch 2.6 and later, code that was made once is
-        found again by later processes, in the folder that torch keeps such things in
-        (TORCHINDUCTOR_CACHE_DIR); otherwise it is `torch.compile`'s, with `cuda_graph` that of the
-        graph. On a CPU that others use too, leave it one thread (`torch.set_num_threads`): its
-        loops wait for their slowest part. A copy makes its own. Off unless asked for; `predict`,
-        with more than one candidate, and `decide`, without a count, obey it, and raise a
-        `ConfigError` where torch cannot compile.
+        after runs as without. Actions are the same to rounding, by which a near tie may fall the
+        other way. A policy's weights must not be changed while it is on. A copy makes its own. Off
+        unless asked for; `predict`, with more than one candidate, and `decide`, without a count,
+        obey it, and raise a `ConfigError` where nothing can be compiled.
+
+        On a CPU, with torch 2.6 and later, another process makes a library of the decisions, which
+        is kept for later ones, in GEM_POLICY_CACHE or where caches are kept (~/.cache/gem_policy),
+        some megabytes each. Otherwise it is `torch.compile` that makes them, in this process; with
+        `cuda_graph` a graph of them is recorded. On a CPU that others use too, leave it one thread
+        (`torch.set_num_threads`): its loops wait for their slowest part.
         """
         return self._compiled is not None
 
@@ -211,8 +213,16 @@ class GEMPolicy(Predictor):
 
     def _compile(self) -> AheadOfTime[_Chosen] | Compiled[Decision]:
         if self.device.type == "cpu" and is_available():
-            return AheadOfTime(self._deterministic, (self.actor, self.behavior, self.critics))
+            return AheadOfTime(self._deterministic, self._library)
         return Compiled(self._deterministic)
+
+    def _library(self, shape: torch.Size, chosen: _Chosen) -> Run:
+        config = replace(self.config, selection=chosen.selection)
+        return library_of(Checkpoint(config, self._tensors), shape)
+
+    def traceable(self, observations: Float[Tensor, "*batch obs"]) -> Decision:
+        """`decide` for torch's compiler: without checks, and in whatever mode the caller is."""
+        return self._deterministic(observations, self._chosen)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: what was recorded and compiled is of this very policy."""

@@ -1,14 +1,17 @@
-"""Decisions as libraries: what they are made of, when they are made, and found again.
+"""Decisions as libraries: when they are asked for, what they are known by, kept and refused.
 
-That what is made decides as the policy does is tested in test_compiled.py (slow), by a program.
+What is in them is tested in test_library.py; real ones, by a program, in test_compiled.py (slow).
 """
 
 from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +23,20 @@ from torch import Tensor
 from gem_policy import ahead_of_time
 from gem_policy.ahead_of_time import (
     KEPT,
-    AheadOfTime,
     decision_of,
     digest,
-    exported,
     is_available,
-    machine_code,
+    kept,
+    libraries,
+    library_of,
     tensors_of,
 )
+from gem_policy.checkpoint import Checkpoint, to_bytes
 from gem_policy.errors import ConfigError
 from gem_policy.policy import GEMPolicy
 
-# Of torch itself, when its compiler is imported.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.skipif(
-        not is_available(), reason="this torch makes no libraries: 2.6 and later do"
-    ),
-]
-Program = torch.export.ExportedProgram
-
-
-def networks_of(policy: GEMPolicy) -> tuple[torch.nn.Module, ...]:
-    return policy.actor, policy.behavior, policy.critics
-
-
-def as_traced(program: Program) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """In place of a library: the operations that it would be made of, by torch."""
-    module = program.module()
-    return lambda given: module(*given)
+needed = pytest.mark.skipif(not is_available(), reason="torch before 2.6 makes no such libraries")
+ROW = torch.Size([1, 3])
 
 
 def test_a_decision_is_the_tensors_that_it_is_made_of() -> None:
@@ -59,237 +47,273 @@ def test_a_decision_is_the_tensors_that_it_is_made_of() -> None:
     assert again == decision
 
 
-@pytest.mark.parametrize(
-    ("shape", "lookahead"), [((1,), False), ((1,), True), ((), False), ((2, 2), True)]
-)
-def test_what_is_traced_is_the_ordinary_decision(shape: tuple[int, ...], lookahead: bool) -> None:
-    checkpoint = tiny_checkpoint(GOAL, network={"critic_lookahead": lookahead})
-    policy = GEMPolicy(checkpoint, torch.device("cpu"))
-    decide = AheadOfTime(policy._deterministic, networks_of(policy), as_traced)
-    for turn in range(2):  # the second time with other settings, of all rules
-        rows = torch.randn(*shape, policy.config.network.observation_size)
-        for found, expected in zip(
-            tensors_of(decide(rows, policy._chosen)), tensors_of(policy.decide(rows)), strict=True
-        ):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        policy.selection = policy.selection.replace(
-            candidates=20 + turn, all_modes=True, gain_per_nat=0.2, deciding_candidates=9
-        )
-
-
-class Builds:
-    """In place of tracing and libraries, the decision itself; counts what each of them is asked."""
+class Libraries:
+    """In place of libraries, policies of the checkpoints; counts what each of them is asked."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def exported(self, decide: Any, _: Any, shape: torch.Size, settings: Any) -> Any:
+    def __call__(
+        self, checkpoint: Checkpoint, shape: torch.Size
+    ) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+        policy, number = GEMPolicy(checkpoint, torch.device("cpu")), len(self.calls)
+        self.calls.append(0)
+        time.sleep(0.05)  # long enough for another thread to ask for the same
+
         def run(given: list[Tensor]) -> Sequence[Tensor]:
             (rows,) = given
             assert rows.shape == shape and rows.dtype == torch.float32 and rows.is_contiguous()
-            return tensors_of(decide(rows, settings))
+            self.calls[number] += 1
+            return tensors_of(policy.decide(rows))
 
         return run
 
-    def machine_code(self, run: Any) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-        number = len(self.calls)
-        self.calls.append(0)
-
-        def counted(given: list[Tensor]) -> Sequence[Tensor]:
-            self.calls[number] += 1
-            return run(given)
-
-        return counted
-
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
-    made = Builds()
-    monkeypatch.setattr(ahead_of_time, "exported", made.exported)
-    monkeypatch.setattr(ahead_of_time, "machine_code", made.machine_code)
-    return made
+def made(monkeypatch: pytest.MonkeyPatch) -> Libraries:
+    libraries = Libraries()
+    monkeypatch.setattr("gem_policy.policy.library_of", libraries)
+    monkeypatch.setattr("gem_policy.policy.is_available", lambda: True)
+    return libraries
+
+
+def compiled_policy() -> GEMPolicy:
+    policy = tiny_policy()
+    policy.compiled = True
+    return policy
 
 
 def test_one_is_made_for_every_shape_settings_and_number_of_threads(
-    builds: Builds, monkeypatch: pytest.MonkeyPatch
+    made: Libraries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = tiny_policy()
-    policy.compiled = True
-    rows, before = torch.randn(2, 3), policy.selection
+    policy, rows = compiled_policy(), torch.randn(2, 3)
+    before = policy.selection
     policy.decide(rows)
     policy.decide(rows + 1)
-    assert builds.calls == [2]
+    assert made.calls == [2]
     policy.decide(rows[:1])
     policy.selection = before.replace(candidates=5)
     assert policy.decide(rows).scores.shape == (2, 5)
     policy.selection = before.replace()  # equal, not the same
     policy.decide(rows)
-    assert builds.calls == [3, 1, 1]
+    assert made.calls == [3, 1, 1]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     policy.decide(rows)
-    assert builds.calls == [3, 1, 1, 1]
+    assert made.calls == [3, 1, 1, 1]
 
 
-def test_rows_of_another_type_or_order_are_taken(builds: Builds) -> None:
-    policy = tiny_policy()
-    rows = torch.randn(3, 4, dtype=torch.float64).T
-    expected = policy.decide(rows)
-    policy.compiled = True
-    torch.testing.assert_close(policy.decide(rows).scores, expected.scores, rtol=1e-4, atol=1e-4)
+def test_a_library_is_of_this_policys_numbers_and_settings(made: Libraries) -> None:
+    policy, rows = compiled_policy(), torch.randn(4, 3)
+    policy.critics.weights[0].mul_(3.0)
+    policy.selection = policy.selection.replace(candidates=9, kappa=0.5)
+    found = policy.decide(rows)
+    policy.compiled = False
+    for one, other in zip(tensors_of(found), tensors_of(policy.decide(rows)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_of_another_type_or_order_are_taken(made: Libraries) -> None:
+    policy, rows = compiled_policy(), torch.randn(3, 4, dtype=torch.float64).T
+    expected = tiny_policy().decide(rows)
+    assert torch.equal(policy.decide(rows).scores, expected.scores)
     assert policy.decide(rows[:0]).action.shape == (0, policy.config.network.action_size)
-    assert builds.calls == [1], "nothing is made for no rows"
+    assert made.calls == [1], "nothing is made for no rows"
 
 
-def test_beyond_so_many_decisions_are_the_ordinary_ones(builds: Builds) -> None:
-    policy = tiny_policy()
-    policy.compiled = True
+def test_beyond_so_many_decisions_are_the_ordinary_ones(made: Libraries) -> None:
+    policy = compiled_policy()
     for count in range(1, KEPT + 3):
         assert policy.decide(torch.randn(count, 3)).index.shape == (count,)
     policy.decide(torch.randn(1, 3))
-    assert builds.calls == [2, *[1] * (KEPT - 1)]
+    assert made.calls == [2, *[1] * (KEPT - 1)]
 
 
-def test_what_is_made_is_what_decides(builds: Builds) -> None:
-    policy, rows = tiny_policy(), torch.randn(2, 3)
-    policy.decide(rows)
-    policy.compiled = True
+def test_what_is_made_is_what_decides(made: Libraries) -> None:
+    policy, rows = compiled_policy(), torch.randn(2, 3)
     policy.predict(rows.numpy(), deterministic=True)
-    assert builds.calls == [2], "row by row"
+    assert made.calls == [2], "row by row"
     policy.decide(rows)
-    assert builds.calls == [2, 1]
+    assert made.calls == [2, 1]
     policy.predict(rows.numpy(), deterministic=False)
     policy.decide(rows, torch.Generator().manual_seed(0))
     policy.decide(rows, count=3)
     policy.explain(rows[0].numpy())
     policy.selection = policy.selection.replace(candidates=1)
     policy.predict(rows.numpy(), deterministic=True)
-    assert builds.calls == [2, 1], "draws, other counts and the mode alone are not"
+    assert made.calls == [2, 1], "draws, other counts and the mode alone are not"
 
 
 @pytest.mark.parametrize(
     "again", [copy.copy, copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))]
 )
-def test_a_copy_has_its_own(again: Any, builds: Builds) -> None:
-    policy, rows = tiny_policy(), torch.randn(2, 3)
-    policy.compiled = True
+def test_a_copy_has_its_own(again: Any, made: Libraries) -> None:
+    policy, rows = compiled_policy(), torch.randn(2, 3)
     policy.decide(rows)
     other = again(policy)
     assert other.compiled
     other.decide(rows)
     policy.compiled = True
     policy.decide(rows)
-    assert builds.calls == [2, 1]
+    assert made.calls == [2, 1]
 
 
-def test_threads_that_ask_at_once_have_one_made(builds: Builds) -> None:
-    policy, rows, found = tiny_policy(), torch.randn(2, 3), []
-    policy.compiled = True
+def test_threads_that_ask_at_once_have_one_made(made: Libraries) -> None:
+    policy, rows, found = compiled_policy(), torch.randn(2, 3), []
     threads = [threading.Thread(target=lambda: found.append(policy.decide(rows))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert builds.calls == [8] and len(found) == 8
+    assert made.calls == [8] and len(found) == 8
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no compiler here"), OSError("no compiler here")])
-def test_what_torch_cannot_make_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Program) -> Any:
-        raise error
+def test_what_was_refused_once_is_refused_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Size] = []
 
-    monkeypatch.setattr(ahead_of_time, "machine_code", refuse)
-    policy = tiny_policy()
-    policy.compiled = True
-    with pytest.raises(ConfigError, match="no compiler here.*leave out `compiled`"):
-        policy.decide(torch.randn(2, 3))
+    def refuse(_: Checkpoint, shape: torch.Size) -> Any:
+        asked.append(shape)
+        raise ConfigError("no compiler here")
 
-
-def program_of(policy: GEMPolicy) -> Program:
-    shape = torch.Size([1, 3])
-    return exported(policy._deterministic, networks_of(policy), shape, policy._chosen)
-
-
-@pytest.fixture(scope="module")
-def program() -> Program:
-    return program_of(tiny_policy())
+    monkeypatch.setattr("gem_policy.policy.library_of", refuse)
+    monkeypatch.setattr("gem_policy.policy.is_available", lambda: True)
+    policy = compiled_policy()
+    for count in (1, 1, 2):
+        with pytest.raises(ConfigError, match="no compiler here"):
+            policy.decide(torch.randn(count, 3))
+    assert asked == [(1, 3)]
+    policy.compiled = False
+    assert policy.decide(torch.randn(2, 3)).supported.all()
 
 
-def test_a_program_is_known_by_its_weights_settings_and_threads(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name, policy = digest(program), tiny_policy()
-    assert digest(program_of(policy)) == name
-    policy.selection = policy.selection.replace(kappa=0.125)
-    other = digest(program_of(policy))
-    changed = tiny_policy()
-    changed.critics.biases[0][0, 0, 0] += 1
-    assert len({name, other, digest(program_of(changed))}) == 3
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert digest(program) != name
+# -- Files ----------------------------------------------------------------------------------------
 
 
-class Shop:
-    """In place of torch's compiler and loader: files that say which program they are of."""
+class Process:
+    """In place of the other process: writes down what it was given, as the library."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.made = folder, 0
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", self.compile)
-        monkeypatch.setattr(torch._inductor, "aoti_load_package", self.load)
+    def __init__(self) -> None:
+        self.made = 0
+        self.error = ""
 
-    def compile(self, program: Program, *, package_path: str) -> str:
-        Path(package_path).write_text("a library")
+    def __call__(self, command: list[str], *, env: dict[str, str], **_: Any) -> Any:
+        program, given, library, *numbers = command[2:]
+        assert program == "gem_policy.library" and env["PYTHONPATH"]
+        if self.error:
+            return subprocess.CompletedProcess(command, 1, "", f"much\n{self.error}\n")
         self.made += 1
-        return package_path
-
-    def load(self, path: str) -> Any:
-        if Path(path).read_text() != "a library":
-            raise RuntimeError("no library")
-
-        class Package:
-            class loader:
-                run = staticmethod(lambda given: [Path(path)])
-
-        return Package
-
-    def files(self) -> list[Path]:
-        return sorted(self.folder.rglob("*.*"))
+        text = f"{len(Path(given).read_bytes())} {numbers}"
+        Path(library).write_text(text)
+        return subprocess.CompletedProcess(command, 0, "", "")
 
 
-def test_a_library_is_made_once_and_found_by_others(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Process:
+    """Libraries lie in ``tmp_path/cache``; what is loaded is the file itself."""
+
+    class Runner:
+        def __init__(self, path: str, models: int) -> None:
+            self.run = lambda given: [Path(path)]
+
+    process = Process()
+    monkeypatch.setenv("GEM_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", process)
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelContainerRunnerCpu", Runner)
+    return process
+
+
+@needed
+def test_a_library_is_made_once_and_found_by_others(process: Process, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    (path,) = library_of(checkpoint, ROW)([])
+    assert path.read_text() == f"{len(to_bytes(checkpoint))} ['1', '1', '3']"
+    assert list((tmp_path / "cache").iterdir()) == [path], "and nothing else is left"
+    assert library_of(tiny_checkpoint(), ROW)([]) == [path]
+    assert process.made == 1, "the same policy again"
+    (other,) = library_of(checkpoint, torch.Size([2, 3]))([])
+    assert process.made == 2 and other != path
+
+
+@needed
+def test_a_damaged_library_is_made_again(process: Process, tmp_path: Path) -> None:
+    (path,) = library_of(tiny_checkpoint(), ROW)([])
+    whole = path.read_text()
+    for damaged in (whole[:-1], "", whole + " "):
+        path.write_text(damaged)
+        assert library_of(tiny_checkpoint(), ROW)([]) == [path]
+        assert path.read_text() == whole
+    assert process.made == 4
+
+
+@needed
+def test_what_the_other_process_cannot_do_is_told_in_its_last_line(
+    process: Process, tmp_path: Path
 ) -> None:
-    shop = Shop(tmp_path, monkeypatch)
-    (found,) = machine_code(program)([])
-    assert shop.files() == [found] and shop.made == 1
-    assert machine_code(program)([]) == [found]
-    assert shop.made == 1, "the same program again"
-    policy = tiny_policy()
-    policy.selection = policy.selection.replace(kappa=0.125)
-    (other,) = machine_code(program_of(policy))([])
-    assert shop.made == 2 and set(shop.files()) == {found, other}
+    process.error = "there is no compiler"
+    with pytest.raises(ConfigError, match=r"made \(there is no compiler\).*leave out `compiled`"):
+        library_of(tiny_checkpoint(), ROW)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_damaged_library_is_made_again(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@needed
+def test_a_folder_that_cannot_be_written_is_told(
+    process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Shop(tmp_path, monkeypatch)
-    (found,) = machine_code(program)([])
-    found.write_text("half of it")  # type: ignore[attr-defined]
-    assert machine_code(program)([]) == [found]
-    assert shop.made == 2 and shop.files() == [found]
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("GEM_POLICY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"file exists|File exists"):
+        library_of(tiny_checkpoint(), ROW)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_of_a_compilation_that_fails_nothing_is_left(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_library_is_known_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny_checkpoint()
+    content = to_bytes(checkpoint)
+    name = digest(content, ROW)
+    assert digest(to_bytes(tiny_checkpoint()), ROW) == name
+    config = checkpoint.config
+    selection = replace(config, selection=config.selection.replace(kappa=0.125))
+    others = {
+        digest(to_bytes(tiny_checkpoint(seed=1)), ROW),
+        digest(to_bytes(replace(checkpoint, config=selection)), ROW),
+        digest(content, torch.Size([3, 1])),
+    }
+    changes = {
+        "_sources": lambda: b"other code",
+        "_processor": lambda: "another processor",
+    }
+    for attribute, change in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(ahead_of_time, attribute, change)
+            others.add(digest(content, ROW))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        others.add(digest(content, ROW))
+    assert len(others - {name}) == 6
+
+
+def test_caches_are_where_they_are_for_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Shop(tmp_path, monkeypatch)
+    for name in ("GEM_POLICY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert libraries() == tmp_path / ".cache" / "gem_policy"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert libraries() == tmp_path / "xdg" / "gem_policy"
+    monkeypatch.setenv("GEM_POLICY_CACHE", str(tmp_path / "mine"))
+    assert libraries() == tmp_path / "mine"
+    assert kept(tmp_path, "nothing") is None
 
-    def cut_off(program: Program, *, package_path: str) -> str:
-        Path(package_path).write_text("half of it")
-        raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", cut_off)
-    with pytest.raises(RuntimeError, match="disk is full"):
-        machine_code(program)
-    assert shop.files() == []
+@needed
+def test_another_process_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real program, where there is no compiler; of where it runs it imports nothing."""
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEM_POLICY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/nowhere/compiler")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"made \(.*[Cc]ompiler.*\).*GEM_POLICY_CACHE"):
+        library_of(tiny_checkpoint(GOAL), torch.Size([1, 8]))

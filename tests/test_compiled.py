@@ -6,6 +6,7 @@ Those of `torch.compile`, for GPUs and for older torch; for others see test_ahea
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 PROGRAM = Path(__file__).with_name("compiled_policies.py")
 
 
-def played(*arguments: str) -> str:
+def played(*arguments: str, **environment: str) -> str:
     command = [sys.executable, str(PROGRAM), *arguments]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=600)
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, text=True, capture_output=True, timeout=900, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -37,8 +39,11 @@ def test_a_decision_is_traced_in_one_piece_and_is_the_ordinary_one() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_for_the_cpu_it_is_the_ordinary_one() -> None:
-    assert "ordinary" in played("cpu")
+def test_compiled_for_the_cpu_it_is_the_ordinary_one(tmp_path: Path) -> None:
+    assert "ordinary" in played("cpu", GEM_POLICY_CACHE=str(tmp_path))
+    libraries = sorted(tmp_path.iterdir())
+    assert "ordinary" in played("cpu", GEM_POLICY_CACHE=str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == libraries, "the second time all are found"
 
 
 @pytest.mark.cuda
