@@ -34,8 +34,8 @@ Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 def is_available() -> bool:
-    """Whether this torch makes such libraries as this does: 2.6 and later."""
-    return TORCH >= (2, 6)
+    """Whether such libraries are made: by torch 2.6 and later, on Windows by none (not tried)."""
+    return TORCH >= (2, 6) and sys.platform != "win32"
 
 
 class AheadOfTime(Generic[Settings]):

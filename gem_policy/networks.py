@@ -223,7 +223,9 @@ class Ensemble(nn.Module):
         return ask(None)
 
 
-def own(stacked: Float[Tensor, members * rest], member: int | None) -> Float[Tensor, some * rest]:
+def own(
+    stacked: Float[Tensor, " members *rest"], member: int | None
+) -> Float[Tensor, " some *rest"]:
     """One member's part, still stacked; None for all of them."""
     return stacked if member is None else stacked[member : member + 1]
 
