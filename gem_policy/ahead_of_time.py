@@ -1,8 +1,8 @@
 """Decisions on a CPU as libraries of their own, which need none of torch's Python to be called.
 
 What `torch.compile` makes is found by Python that takes as long as a third of a decision does
-(DESIGN). A library is made by another process (`gem_policy.library`), because tracing changes what
-is the whole process's, and is kept for later ones.
+(DESIGN). A library is made by another process (`gem_policy.make_library`), because tracing changes
+what is the whole process's, and is kept for later ones.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def made_elsewhere(content: bytes, shape: torch.Size, folder: Path) -> bytes:
         given.write_bytes(content)
         told = map(str, (given, made, torch.get_num_threads(), *shape))
         done = subprocess.run(
-            [sys.executable, "-m", "gem_policy.library", *told],
+            [sys.executable, "-m", "gem_policy.make_library", *told],
             capture_output=True,
             text=True,
             cwd=scratch,  # Python imports from where it runs

@@ -235,7 +235,7 @@ def evaluate(
     for acting in (policy, *others.values()):
         # The same decision for the same number of environments, some thousand times.
         acting.cuda_graph = is_current_cuda(acting.device)
-        acting.compiled = compiled
+    policy.compiled = compiled  # as the report says; every row's decisions are compiled anew
     select_as_asked(policy, name, parse_settings(set_ or []))
     before = read_document(json_file) if append and json_file is not None else None
     rows: list[ReportRow] = []

@@ -104,6 +104,16 @@ def tiny_policy(
     return GEMPolicy(tiny_checkpoint(observation_space, action_space, **kwargs), CPU)
 
 
+def decide_otherwise(policy: GEMPolicy, rows: Tensor) -> None:
+    """Every way to decide that a compiled policy does not compile; it is left with its mode."""
+    policy.predict(rows.numpy(), deterministic=False)
+    policy.decide(rows, torch.Generator().manual_seed(0))
+    policy.decide(rows, count=3)
+    policy.explain(rows[0].numpy())
+    policy.selection = policy.selection.replace(candidates=1)
+    policy.predict(rows.numpy(), deterministic=True)
+
+
 def sample(space: Space, rng: np.random.Generator, batch: tuple[int, ...] = ()) -> Any:
     """Elements of a space with batch axes in front; moderate numbers where it is unbounded."""
     if isinstance(space, gym.spaces.Dict):

@@ -1,6 +1,7 @@
 """Decisions as libraries: when they are asked for, what they are known by, kept and refused.
 
-What is in them is tested in test_library.py; real ones, by a program, in test_compiled.py (slow).
+What is in them is tested in test_make_library.py; real ones, by a program, in test_compiled.py
+(slow).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import GOAL, tiny_checkpoint, tiny_policy
+from fakes import GOAL, decide_otherwise, tiny_checkpoint, tiny_policy
 from torch import Tensor
 
 from gem_policy import ahead_of_time
@@ -134,12 +135,7 @@ def test_what_is_made_is_what_decides(made: Libraries) -> None:
     assert made.calls == [2], "row by row"
     policy.decide(rows)
     assert made.calls == [2, 1]
-    policy.predict(rows.numpy(), deterministic=False)
-    policy.decide(rows, torch.Generator().manual_seed(0))
-    policy.decide(rows, count=3)
-    policy.explain(rows[0].numpy())
-    policy.selection = policy.selection.replace(candidates=1)
-    policy.predict(rows.numpy(), deterministic=True)
+    decide_otherwise(policy, rows)
     assert made.calls == [2, 1], "draws, other counts and the mode alone are not"
 
 
@@ -197,7 +193,7 @@ class Process:
 
     def __call__(self, command: list[str], *, env: dict[str, str], **_: Any) -> Any:
         program, given, library, *numbers = command[2:]
-        assert program == "gem_policy.library" and env["PYTHONPATH"]
+        assert program == "gem_policy.make_library" and env["PYTHONPATH"]
         if self.error:
             return subprocess.CompletedProcess(command, 1, "", f"much\n{self.error}\n")
         self.made += 1

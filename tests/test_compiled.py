@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import tiny_policy
+from fakes import decide_otherwise, tiny_policy
 
 from gem_policy.compiled import Compiled
 from gem_policy.errors import ConfigError
@@ -88,12 +88,7 @@ def test_what_is_compiled_is_what_decides(calls: list[int]) -> None:
     assert calls == [2], "row by row"
     policy.decide(rows)
     assert calls == [3]
-    policy.predict(rows.numpy(), deterministic=False)
-    policy.decide(rows, torch.Generator().manual_seed(0))
-    policy.decide(rows, count=3)
-    policy.explain(rows[0].numpy())
-    policy.selection = policy.selection.replace(candidates=1)
-    policy.predict(rows.numpy(), deterministic=True)
+    decide_otherwise(policy, rows)
     assert calls == [3], "draws, other counts and the mode alone are not"
 
 

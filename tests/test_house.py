@@ -53,7 +53,7 @@ LEVELS = {
     "training.recipes": 4,
     "environments": 5,
     "evaluate": 5,
-    "library": 5,
+    "make_library": 5,
     "mixture_predictor": 5,
     "ranking": 5,
     "report": 5,

@@ -1,6 +1,6 @@
 """A program that makes the library of a policy's decisions; `gem_policy.ahead_of_time` runs it.
 
-    python -m gem_policy.library CHECKPOINT LIBRARY THREADS SIZE [SIZE ...]
+    python -m gem_policy.make_library CHECKPOINT LIBRARY THREADS SIZE [SIZE ...]
 
 The sizes are the shape of the observations. By torch's AOTInductor.
 """

@@ -7,7 +7,7 @@ import torch
 from fakes import GOAL, tiny_checkpoint
 
 from gem_policy.ahead_of_time import tensors_of
-from gem_policy.library import exported
+from gem_policy.make_library import exported
 from gem_policy.policy import GEMPolicy
 
 # Of torch itself, when its compiler is imported.
